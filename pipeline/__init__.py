@@ -1,0 +1,1 @@
+"""Overtile: medical image segmentation on MONAI."""
