@@ -1,0 +1,459 @@
+"""Series and segmentations keep their numbers and their place in the patient; what is no volume is refused."""
+
+import gzip
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from pipeline.dicom import find_series, read_segmentation, read_series, write_segmentation, write_series
+from pipeline.errors import InputError
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+DCMQI, HIGHDICOM = SHARED / "dicomseg_dcmqi", SHARED / "dicomseg_highdicom"
+
+# columns: one step along X, Y, Z in mm (right, front, head) and the place of voxel (0, 0, 0)
+AXIAL = np.array([[-2.0, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, 3, -30], [0, 0, 0, 1]])
+REVERSED = np.array([[2.0, 0, 0, 10], [0, -1.5, 0, 20], [0, 0, -3, -30], [0, 0, 0, 1]])
+CORONAL = np.array([[-2.0, 0, 0, 10], [0, 0, -3, 20], [0, -1.5, 0, -30], [0, 0, 0, 1]])
+TILTED_HEAD = np.array([[-1.6, -0.9, 0, 10], [1.2, -1.2, 0, 20], [0, 0, 3, -30], [0, 0, 0, 1]])
+ORIENTATIONS = pytest.mark.parametrize(
+    "affine", [AXIAL, REVERSED, CORONAL, TILTED_HEAD], ids=["axial", "reversed", "coronal", "oblique"]
+)
+
+
+def make_volume():
+    return np.arange(4 * 5 * 6).reshape(4, 5, 6) - 50  # every voxel another number, -50 to 69 HU
+
+
+def make_block():
+    """Classes 1 and 2 in one corner, so that no flip or swap of axes leaves them in place."""
+    labels = np.zeros((4, 5, 6), np.int64)
+    labels[0:2, 1:2, 3:5] = 1
+    labels[2, 1, 3] = 2
+    return labels
+
+
+def write(volume, folder, affine=AXIAL, **options):
+    steps, position = affine[:3, :3], tuple(affine[:3, 3])
+    spacing = np.linalg.norm(steps, axis=0)
+    place = {"spacing_mm": tuple(spacing), "direction": steps / spacing, "position_mm": position}
+    return write_series(volume, folder, patient_id="PHANTOM1", **place, **options)
+
+
+def make_series(folder, affine=AXIAL, **options):
+    write(make_volume(), folder, affine, **options)
+    return folder
+
+
+def write_seg(labels, series, path, class_names=("liver", "tumour")):
+    write_segmentation(labels, series, path, class_names=class_names, version="0.1")
+    return path
+
+
+def centre_mm(mask, affine):
+    return affine[:3, :3] @ np.argwhere(mask).mean(axis=0) + affine[:3, 3]
+
+
+def edit(path, **values):
+    dataset = dcmread(path)
+    for keyword, value in values.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(path)
+
+
+def file_of_slice(folder, z):
+    return next(path for path in folder.iterdir() if dcmread(path).InstanceNumber == z + 1)
+
+
+# ---- a series, there and back
+
+
+@ORIENTATIONS
+def test_a_written_series_reads_back_exactly(tmp_path, affine):
+    series = read_series(make_series(tmp_path / "ct", affine))
+    assert series.volume.dtype == np.float32
+    np.testing.assert_array_equal(series.volume, make_volume())
+    np.testing.assert_allclose(series.affine, affine, atol=1e-12)
+    np.testing.assert_allclose(series.spacing_mm, np.linalg.norm(affine[:3, :3], axis=0))
+
+
+def test_a_left_handed_volume_comes_back_with_z_reversed_at_the_same_place(tmp_path):
+    downwards = AXIAL @ np.diag([1, 1, -1, 1])
+    series = read_series(make_series(tmp_path / "ct", downwards))
+    np.testing.assert_array_equal(series.volume, make_volume()[:, :, ::-1])
+    np.testing.assert_allclose(series.affine @ [0, 0, 5, 1], downwards @ [0, 0, 0, 1])
+
+
+def test_without_a_direction_a_series_is_axial(tmp_path):
+    write_series(make_volume(), tmp_path, spacing_mm=(2, 1.5, 3), patient_id="P")
+    np.testing.assert_array_equal(read_series(tmp_path).affine, np.diag([-2, -1.5, 3, 1]))
+
+
+def test_the_files_of_a_series_are_not_in_the_order_of_its_slices(tmp_path):
+    files = write(make_volume(), tmp_path)
+    assert [path.name for path in files] != sorted(path.name for path in files)
+    assert [dcmread(path).ImagePositionPatient[2] for path in files] == [-30, -27, -24, -21, -18, -15]
+
+
+def test_the_same_arguments_write_the_same_bytes_and_another_seed_another_series(tmp_path):
+    one, two, three = (make_series(tmp_path / str(i), seed=seed) for i, seed in enumerate((7, 7, 8)))
+    assert [path.read_bytes() for path in find_series(one)] == [path.read_bytes() for path in find_series(two)]
+    assert read_series(one).sources[0].SeriesInstanceUID != read_series(three).sources[0].SeriesInstanceUID
+
+
+def test_sources_are_headers_in_the_order_of_z(tmp_path):
+    sources = read_series(make_series(tmp_path / "ct")).sources
+    assert [source.InstanceNumber for source in sources] == [1, 2, 3, 4, 5, 6]
+    assert not any("PixelData" in source for source in sources)
+
+
+@pytest.mark.parametrize(
+    ("volume", "affine", "sentence"),
+    [
+        (make_volume() + 0.5, AXIAL, "round the volume first"),
+        (make_volume() + 32000, AXIAL, "stores -33792 to 31743 HU, got 31950 to 32069: clip it first"),
+        (make_volume()[0], AXIAL, r"shape \(X, Y, Z\), got \(5, 6\)"),
+        (make_volume(), AXIAL + np.eye(4, k=2), "at right angles"),
+    ],
+)
+def test_a_volume_that_no_series_can_hold_is_refused(tmp_path, volume, affine, sentence):
+    with pytest.raises(InputError, match=sentence):
+        write(volume, tmp_path / "ct", affine)
+    assert not (tmp_path / "ct").exists()
+
+
+def test_a_second_series_is_not_written_into_the_same_folder(tmp_path):
+    with pytest.raises(InputError, match="is not empty"):
+        make_series(make_series(tmp_path / "ct"), seed=1)
+
+
+# ---- what is under a folder
+
+
+def test_other_files_and_segmentations_beside_a_series_are_passed_over(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    (folder / "notes.txt").write_text("not DICOM")
+    (folder / "empty").touch()
+    write_seg(make_block(), read_series(folder), folder / "liver.dcm")
+    assert len(find_series(folder)) == 6
+    np.testing.assert_array_equal(read_series(folder).volume, make_volume())
+
+
+def test_a_folder_without_a_series_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("not DICOM")
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path} holds no DICOM image")):
+        find_series(tmp_path)
+    with pytest.raises(InputError, match=r"nowhere is not a folder"):
+        find_series(tmp_path / "nowhere")
+
+
+def test_two_series_under_a_folder_are_refused_by_name(tmp_path):
+    make_series(tmp_path / "a")
+    make_series(tmp_path / "b", seed=1)
+    with pytest.raises(InputError, match=r"holds 2 series.*\(6 files, e\.g\. a/00000\.dcm\).*e\.g\. b/00000"):
+        read_series(tmp_path)
+
+
+def test_a_file_cut_short_is_refused_by_name(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    whole = (folder / "00003.dcm").read_bytes()
+    (folder / "00003.dcm").write_bytes(whole[:400])
+    with pytest.raises(InputError, match=r"00003\.dcm names no series \(cut short\?\)"):
+        read_series(folder)
+    (folder / "00003.dcm").write_bytes(whole[:-8])
+    with pytest.raises(InputError, match="is not one readable volume"):
+        read_series(folder)
+
+
+# ---- what is no volume
+
+
+def test_a_missing_slice_is_refused_with_its_neighbours(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    file_of_slice(folder, 2).unlink()
+    with pytest.raises(InputError, match=r"6\.00 mm from 00003\.dcm to 00000\.dcm, but 3\.00 mm between most"):
+        read_series(folder)
+
+
+def test_a_slice_that_is_there_twice_is_refused_by_name(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    shutil.copy(folder / "00001.dcm", folder / "copy.dcm")
+    with pytest.raises(InputError, match=r"00001\.dcm and copy\.dcm lie at the same place: remove the copy"):
+        read_series(folder)
+
+
+def test_a_slice_of_another_orientation_is_refused_by_name(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    edit(folder / "00003.dcm", ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    with pytest.raises(InputError, match=r"differ in ImageOrientationPatient, 00000\.dcm.*00003\.dcm"):
+        read_series(folder)
+
+
+def test_orientations_that_differ_by_rounding_are_one_volume(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    edit(folder / "00003.dcm", ImageOrientationPatient=[1, 0.000001, 0, 0, 1, 0])
+    np.testing.assert_array_equal(read_series(folder).volume, make_volume())
+
+
+@pytest.mark.parametrize("degrees", [2, 20])
+def test_a_tilted_gantry_is_refused_even_at_angles_that_highdicom_accepts(tmp_path, degrees):
+    folder = make_series(tmp_path / "ct")
+    for z in range(6):
+        shift = 3 * z * np.tan(np.radians(degrees))
+        edit(file_of_slice(folder, z), ImagePositionPatient=[-10, -20 + round(shift, 3), -30 + 3 * z])
+    with pytest.raises(InputError, match=rf"lies {15 * np.tan(np.radians(degrees)):.2f} mm from its place"):
+        read_series(folder)
+
+
+def test_one_slice_has_no_slice_distance(tmp_path):
+    write(make_volume()[:, :, :1], tmp_path)
+    with pytest.raises(InputError, match="holds one slice"):
+        read_series(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"NumberOfFrames": 40}, "is multi-frame"),
+        ({"ImagePositionPatient": None}, "has no ImagePositionPatient"),
+        ({"Rows": 6}, "differ in Rows"),
+        ({"FrameOfReferenceUID": "1.2.3"}, "differ in FrameOfReferenceUID"),
+    ],
+)
+def test_a_slice_that_fits_no_volume_is_refused_by_name(tmp_path, values, sentence):
+    folder = make_series(tmp_path / "ct")
+    edit(folder / "00003.dcm", **values)
+    with pytest.raises(InputError, match=rf"00003\.dcm.*{sentence}|{sentence}.*00003\.dcm"):
+        read_series(folder)
+
+
+# ---- a segmentation, there and back
+
+
+def test_an_empty_label_map_is_a_valid_segmentation(tmp_path, caplog):
+    series = read_series(make_series(tmp_path / "ct"))
+    path = write_seg(np.zeros((4, 5, 6), int), series, tmp_path / "seg.dcm")
+    labels, affine = read_segmentation(path)
+    assert labels.shape == (4, 5, 6)
+    assert not labels.any()
+    np.testing.assert_allclose(affine, AXIAL)
+    assert [segment.SegmentLabel for segment in dcmread(path).SegmentSequence] == ["liver", "tumour"]
+    assert caplog.text == ""
+
+
+@ORIENTATIONS
+def test_a_segmentation_lies_where_it_was_drawn(tmp_path, affine):
+    series = read_series(make_series(tmp_path / "ct", affine))
+    path = write_seg(make_block(), series, tmp_path / "seg.dcm")
+    labels, place = read_segmentation(path)
+    assert labels.shape == (4, 5, 2)  # slices 3 and 4 alone are stored
+    for value in (1, 2):
+        np.testing.assert_allclose(
+            centre_mm(labels == value, place), centre_mm(make_block() == value, affine), rtol=0, atol=1e-9
+        )
+
+
+@ORIENTATIONS
+def test_on_the_grid_of_its_series_a_segmentation_is_the_label_map(tmp_path, affine):
+    series = read_series(make_series(tmp_path / "ct", affine))
+    path = write_seg(make_block(), series, tmp_path / "seg.dcm")
+    labels, place = read_segmentation(path, series=series)
+    np.testing.assert_array_equal(labels, make_block())
+    np.testing.assert_array_equal(place, series.affine)
+
+
+def test_a_segmentation_says_who_made_it_from_what(tmp_path):
+    series = read_series(make_series(tmp_path / "ct"))
+    seg = dcmread(write_seg(make_block(), series, tmp_path / "seg.dcm"))
+    again = dcmread(write_seg(make_block(), series, tmp_path / "again.dcm"))
+    algorithm = seg.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("Overtile", "0.1")
+    assert (seg.SegmentationType, seg.PatientID) == ("BINARY", "PHANTOM1")
+    assert seg.StudyInstanceUID == series.sources[0].StudyInstanceUID
+    assert len({seg.SOPInstanceUID, again.SOPInstanceUID, seg.SeriesInstanceUID, again.SeriesInstanceUID}) == 4
+
+
+def test_a_name_in_another_character_set_survives(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    for path in find_series(folder):
+        edit(path, SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg")
+    seg = dcmread(write_seg(make_block(), read_series(folder), tmp_path / "seg.dcm"))
+    assert (seg.SpecificCharacterSet, str(seg.PatientName)) == ("ISO_IR 192", "Müller^Jörg")
+
+
+def test_headers_emptied_by_an_anonymiser_still_get_a_segmentation(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    for path in find_series(folder):
+        dataset = dcmread(path)
+        del dataset.AccessionNumber, dataset.StudyID, dataset.PatientSex, dataset.StudyTime
+        dataset.PatientName = "SINGLE"
+        dataset.save_as(path)
+    assert write_seg(make_block(), read_series(folder), tmp_path / "seg.dcm").is_file()
+
+
+def test_odd_texts_in_a_header_reach_neither_warnings_nor_the_log(tmp_path, caplog):
+    folder = make_series(tmp_path / "ct")
+    for path in find_series(folder):
+        raw = path.read_bytes()  # a family name alone, and identifiers with a part that begins with zero
+        path.write_bytes(raw.replace(b"PHANTOM1^", b"PHANTOM1 ").replace(b".8.498.", b".8.098."))
+    path = write_seg(make_block(), read_series(folder), tmp_path / "seg.dcm")
+    assert read_segmentation(path)[0].max() == 2
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        (np.zeros((4, 6, 5), int), r"shape \(4, 6, 5\) do not lie on the volume of shape \(4, 5, 6\)"),
+        (np.zeros((4, 5, 6)), "must be integers, got float64"),
+        (make_block() * 2, "run from 0 to 4, but names are given for 1 to 2"),
+        (make_block() - 1, "run from -1 to 1"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, labels, sentence):
+    series = read_series(make_series(tmp_path / "ct"))
+    with pytest.raises(InputError, match=sentence):
+        write_seg(labels, series, tmp_path / "seg.dcm")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    series = read_series(make_series(tmp_path / "ct"))
+    path = write_seg(make_block(), series, tmp_path / "out" / "seg.dcm")
+    before = path.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disc full")))
+    with pytest.raises(OSError, match="disc full"):
+        write_seg(make_block(), series, path)
+    assert [(p.name, p.read_bytes()) for p in path.parent.iterdir()] == [("seg.dcm", before)]
+
+
+def test_a_segmentation_of_another_series_is_refused(tmp_path):
+    series = read_series(make_series(tmp_path / "ct"))
+    other = read_series(make_series(tmp_path / "other", seed=1))
+    path = write_seg(make_block(), series, tmp_path / "seg.dcm")
+    with pytest.raises(InputError, match="has another frame of reference"):
+        read_segmentation(path, series=other)
+
+
+@pytest.mark.parametrize("start", [(1, 0, 0), (0, 2, 0), (0, 0, 4)], ids=["x", "y", "z"])
+def test_a_segmentation_that_reaches_beyond_the_series_is_refused(tmp_path, start):
+    series = read_series(make_series(tmp_path / "ct"))
+    path = write_seg(make_block(), series, tmp_path / "seg.dcm")
+    x, y, z = start
+    rest = make_volume()[x:, y:, z:]
+    moved = np.column_stack([AXIAL[:, :3], AXIAL @ [x, y, z, 1]])
+    write(rest, tmp_path / "cut", moved)
+    with pytest.raises(InputError, match=r"seg\.dcm reaches beyond the volume"):
+        read_segmentation(path, series=read_series(tmp_path / "cut"))
+
+
+def turned(degrees):
+    """The axial grid turned about its first voxel in the plane of its slices."""
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = np.array([[c, -s, 0, 0], [s, c, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    return np.column_stack([turn @ AXIAL[:, :3], AXIAL[:, 3]])
+
+
+@pytest.mark.parametrize(
+    "affine",
+    [AXIAL + 0.5 * np.eye(4, k=3), AXIAL @ np.diag([1, 1, 0.5, 1]), turned(45), turned(0.1)],
+    ids=["shifted", "thinner", "turned", "turned by 0.1 degrees"],
+)
+def test_a_segmentation_on_another_grid_is_refused(tmp_path, affine):
+    series = read_series(make_series(tmp_path / "ct"))
+    path = write_seg(make_block(), series, tmp_path / "seg.dcm")
+    with pytest.raises(InputError, match=r"seg\.dcm lies on another grid"):
+        read_segmentation(path, series=read_series(make_series(tmp_path / "other", affine)))
+
+
+def test_empty_slices_beyond_the_series_are_cut_off(tmp_path):
+    series = read_series(make_series(tmp_path / "ct"))
+    path = write_seg(np.zeros((4, 5, 6), int), series, tmp_path / "seg.dcm")  # stores all six slices
+    write(make_volume()[:, :, :5], tmp_path / "cut")
+    labels, _ = read_segmentation(path, series=read_series(tmp_path / "cut"))
+    assert labels.shape == (4, 5, 5)
+
+
+def test_an_image_is_no_segmentation(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    with pytest.raises(InputError, match=r"00000\.dcm cannot be read as a label map"):
+        read_segmentation(folder / "00000.dcm")
+
+
+# ---- judged by others
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian dicom3tools) is not installed")
+def test_dciodvfy_has_no_complaint(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    series = read_series(folder)
+    full = write_seg(make_block(), series, tmp_path / "full.dcm")
+    empty = write_seg(np.zeros((4, 5, 6), int), series, tmp_path / "empty.dcm")
+    for path in (*find_series(folder), full, empty):
+        told = subprocess.run(["dciodvfy", path], capture_output=True, text=True, check=True)
+        assert not re.search("Error|Warning", told.stdout + told.stderr)
+
+
+def real_series(folder, files, tmp_path):
+    """A copy of some files in a folder of their own; the test is skipped where the data is not at hand."""
+    if not (folder / files[0]).is_file():
+        pytest.skip(f"{folder.name} is not at hand")
+    for name in files:
+        shutil.copy(folder / name, tmp_path)
+    return tmp_path
+
+
+def read_nrrd(path):
+    """Voxels (X, Y, Z) of a gzipped NRRD of 16-bit integers."""
+    header, _, data = path.read_bytes().partition(b"\n\n")
+    fields = dict(re.findall(r"^([\w ]+): (.*?)\r?$", header.decode(), flags=re.MULTILINE))
+    assert (fields["type"], fields["encoding"], fields["endian"]) == ("short", "gzip", "little")
+    sizes = [int(size) for size in fields["sizes"].split()]
+    return np.frombuffer(gzip.decompress(data), "<i2").reshape(sizes, order="F")
+
+
+def test_a_real_series_and_its_segmentation_by_dcmqi(tmp_path):
+    series = read_series(real_series(DCMQI, ["01.dcm", "02.dcm", "03.dcm"], tmp_path))
+    assert series.volume.shape == (512, 512, 3)
+    assert (series.volume.min(), series.volume.max()) == (-3024, 1381)  # -3024: padding -2000 and intercept
+    np.testing.assert_allclose(series.spacing_mm, (0.810547, 0.810547, 1))  # the header says 1.25 mm thick
+    labels, affine = read_segmentation(DCMQI / "liver.dcm", series=series)
+    assert np.count_nonzero(labels) == 107098
+    again, _ = read_segmentation(write_seg(labels, series, tmp_path / "again.dcm"), series=series)
+    np.testing.assert_array_equal(again, labels)
+    np.testing.assert_allclose(affine @ [0, 0, 0, 1], [235.199997, 226.800003, -128.690002, 1])
+
+
+def test_a_segmentation_by_dcmqi_equals_the_map_it_was_made_from(tmp_path):
+    series = read_series(real_series(DCMQI, ["01.dcm", "02.dcm", "03.dcm"], tmp_path))
+    labels, _ = read_segmentation(DCMQI / "liver.dcm", series=series)
+    np.testing.assert_array_equal(labels, read_nrrd(DCMQI / "liver_seg.nrrd"))
+
+
+def test_the_folder_of_dcmqi_as_it_stands_holds_two_series():
+    if not DCMQI.is_dir():
+        pytest.skip("dicomseg_dcmqi is not at hand")
+    with pytest.raises(InputError, match=r"holds 2 series.*01\.dcm.*23x38x3/IMG0001\.dcm"):
+        find_series(DCMQI)
+    with pytest.raises(InputError, match=r"partial_overlaps\.dcm .*segments overlap"):
+        read_segmentation(DCMQI / "partial_overlaps.dcm")
+
+
+def test_the_small_series_of_dcmqi(tmp_path):
+    series = read_series(real_series(DCMQI / "23x38x3", ["IMG0001.dcm", "IMG0002.dcm", "IMG0003.dcm"], tmp_path))
+    labels, _ = read_segmentation(DCMQI / "23x38x3" / "label.seg", series=series)
+    assert labels.shape == series.volume.shape == (23, 38, 3)
+
+
+def test_the_series_of_highdicom_has_a_gap_that_its_segmentation_has_not(tmp_path):
+    names = ["17106", "17136", "17166", "17196"]
+    folder = real_series(HIGHDICOM / "pydicom_77654033_CT2", names, tmp_path)
+    with pytest.raises(InputError, match=r"202\.50 mm from 17106 to 17136, but 1\.25 mm between most"):
+        read_series(folder)
+    (folder / "17106").unlink()
+    labels, _ = read_segmentation(HIGHDICOM / "seg_image_ct_binary.dcm", series=read_series(folder))
+    assert labels.shape == (16, 16, 3)
