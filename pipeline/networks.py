@@ -128,9 +128,7 @@ class UNet(nn.Module):
         period, least = 2 ** (self.depth - 1), self._least_size()
         for name, size in zip("HWD", shape[2:], strict=False):
             if size < least:
-                raise ValueError(
-                    f"{name} of `x` is {size}, too small for {self.depth} levels: use {least} or more"
-                )
+                raise ValueError(f"{name} of `x` is {size}, too small for {self.depth} levels: use {least} or more")
             below = size - (size - least) % period
             if size != below:
                 raise ValueError(
