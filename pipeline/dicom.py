@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, FileMetaDataset, dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.misc import is_dicom
 from pydicom.sr.codedict import codes
 from pydicom.uid import (
     UID,
@@ -137,6 +138,11 @@ class Series:
 
 
 @_odd_values_pass()
+def holds_slices(folder: Path) -> bool:
+    """Whether a file that lies directly in this folder is DICOM, judged by its first 132 bytes."""
+    return any(is_dicom(path) for path in sorted(folder.iterdir()) if path.is_file())
+
+
 def find_series(folder: Path) -> list[Path]:
     """Files of the one image series under a folder, subfolders included, sorted by name.
 

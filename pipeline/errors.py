@@ -1,5 +1,9 @@
 """The two ways in which a user's input can be wrong, each told in one sentence."""
 
+import re
+import sys
+from types import TracebackType
+
 
 class InputError(Exception):
     """Wrong use or wrong input: the sentence says what is wrong, where, and what to do. Exit code 2."""
@@ -11,3 +15,32 @@ class DataError(InputError):
     """The data was read and has errors: the findings are in the sentence. Exit code 1."""
 
     exit_code = 1
+
+
+def user_error(error: BaseException | None) -> InputError | None:
+    """The user's mistake behind an error, if there is one: MONAI and data loading wrap it in errors of their own."""
+    while error is not None:
+        if isinstance(error, InputError) and "Traceback" not in str(error):
+            return error
+        # A DataLoader's worker process hands on its traceback as text.
+        for kind, sentence in re.findall(r"^pipeline\.errors\.(\w+): (.*)$", str(error), re.MULTILINE):
+            return DataError(sentence) if kind == "DataError" else InputError(sentence)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def say_plainly() -> None:
+    """Let a user's mistake end the program with its sentence and exit code, not with a traceback.
+
+    For a bundle's `initialize`, so that `python -m monai.bundle run` speaks as `overtile run` does.
+    """
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        mistake = user_error(error)
+        if mistake is None:
+            sys.__excepthook__(kind, error, trace)
+            return
+        sys.stderr.write(f"error: {mistake}\n")
+        raise SystemExit(mistake.exit_code)
+
+    sys.excepthook = hook

@@ -1,0 +1,5 @@
+"""`python -m pipeline` is `overtile`."""
+
+from pipeline.cli import main
+
+main()

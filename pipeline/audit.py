@@ -1,0 +1,250 @@
+"""What is wrong with a dataset, said before a training believes it: files, labels, leaks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError, InputError
+from pipeline.index import file_digest
+from pipeline.loading import page_shapes, read_page, to_class_indices
+from pipeline.manifest import PARTITIONS, Case, Finding, Manifest, read
+from pipeline.progress import Progress, silent
+
+SHOWN = 5
+"""Findings that an error message lists before it refers to `overtile audit`."""
+
+
+def audit(manifest: Manifest, root: Path, *, thorough: bool = True, progress: Progress = silent) -> list[Finding]:
+    """Check a dataset.
+
+    The cheap part reads the manifest, file sizes and headers: missing files, shapes, patients and equal pixels
+    in two partitions. The thorough part decodes every case: changed and unreadable files, undeclared raw label
+    values, NaN, constant images, classes that no case has.
+
+    Args:
+        manifest: what to check.
+        root: folder that the manifest's paths are relative to.
+        thorough: also decode every case.
+        progress: told about every case.
+
+    Returns:
+        Findings, errors first.
+    """
+    findings = [*_patients(manifest), *_equal_pixels(manifest), *_sections(manifest), *_cases_to_use(manifest)]
+    findings += _files(manifest, root)
+    if thorough:
+        broken = {finding.case for finding in findings if finding.rule in ("missing file", "unreadable file")}
+        findings += _contents(manifest, root, broken, progress)
+    return sorted(findings, key=lambda finding: (finding.severity, finding.rule, finding.case))
+
+
+def checked_cases(
+    manifest_path: str | Path, root: str | Path | None, partition: str, class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The cases of a partition as MONAI items, after the cheap part of the audit.
+
+    Args:
+        manifest_path: the manifest.
+        root: folder that its paths are relative to; None is the manifest's own folder.
+        partition: `training`, `validation` or `test`.
+        class_names: the classes that the network separates, class 0 first; the manifest must declare the same.
+
+    Returns:
+        One dict per case with `id`, `patient`, absolute `image` and `label`, and `page` in a stack.
+
+    Raises:
+        DataError: the audit found errors, or the partition has no case.
+    """
+    manifest_path = Path(manifest_path)
+    manifest = read(manifest_path)
+    folder = Path(root) if root else manifest_path.parent
+    if not folder.is_dir():
+        raise InputError(f"dataset folder {folder} does not exist; set `dataset_dir`")
+    errors = [finding for finding in audit(manifest, folder, thorough=False) if finding.severity == "error"]
+    if errors:
+        lines = "".join(f"\n  {finding.rule}: {finding.message}" for finding in errors[:SHOWN])
+        more = f"\n  and {len(errors) - SHOWN} more" if len(errors) > SHOWN else ""
+        raise DataError(f"{manifest_path}: {len(errors)} errors; `overtile audit` lists them{lines}{more}")
+    declared = [manifest.labels[str(index)] for index in range(len(manifest.labels))]
+    if declared != list(class_names):
+        raise DataError(
+            f"{manifest_path}: declares the classes {', '.join(declared) or 'none'}; "
+            f"this bundle separates {', '.join(class_names)}, in this order"
+        )
+    cases = manifest.partition(partition)
+    if not cases:
+        raise DataError(f"{manifest_path}: no case in `{partition}`; deal the patients with `overtile split` first")
+    return [_item(case, folder) for case in cases]
+
+
+def _item(case: Case, folder: Path) -> dict[str, Any]:
+    item: dict[str, Any] = {"id": case.id, "patient": case.patient, "image": str(folder / case.image)}
+    if case.label is not None:
+        item["label"] = str(folder / case.label)
+    if case.page is not None:
+        item["page"] = case.page
+    return item
+
+
+def _patients(manifest: Manifest) -> Iterator[Finding]:
+    if manifest.split and manifest.split.get("by") == "section":
+        return
+    homes: dict[str, set[str]] = defaultdict(set)
+    for name, case in manifest.cases():
+        if name in PARTITIONS:
+            homes[case.patient].add(name)
+    for patient, names in homes.items():
+        if len(names) > 1:
+            yield Finding(
+                "error", "patient in two partitions", patient, f"patient {patient} is in {' and '.join(sorted(names))}"
+            )
+
+
+def _equal_pixels(manifest: Manifest) -> Iterator[Finding]:
+    seen: dict[str, list[tuple[str, Case]]] = defaultdict(list)
+    for name, case in manifest.cases():
+        if case.pixels and name in PARTITIONS:
+            seen[case.pixels].append((name, case))
+    for twins in seen.values():
+        (name, first), *others = twins
+        for other_name, other in others:
+            if other_name != name:
+                message = f"{first.id} in {name} and {other.id} in {other_name} have the same pixels"
+                yield Finding("error", "equal pixels in two partitions", other.id, message)
+            else:
+                message = f"{first.id} and {other.id}, both in {name}, have the same pixels"
+                yield Finding("warning", "equal pixels", other.id, message)
+
+
+def _sections(manifest: Manifest) -> Iterator[Finding]:
+    """Where sections of one stack were split: those of two partitions must keep the declared gap."""
+    if not manifest.split or manifest.split.get("by") != "section":
+        return
+    gap = int(manifest.split.get("gap", 1))
+    stacks: dict[str, list[tuple[int, str, Case]]] = defaultdict(list)
+    for name, case in manifest.cases():
+        if name in PARTITIONS and case.page is not None:
+            stacks[case.image].append((case.page, name, case))
+    for sections in stacks.values():
+        ordered = sorted(sections, key=lambda section: section[0])
+        for (page, name, _), (next_page, next_name, case) in pairwise(ordered):
+            if name != next_name and next_page - page <= gap:
+                message = f"sections {page} ({name}) and {next_page} ({next_name}) are nearer than the gap of {gap}"
+                yield Finding("error", "no gap between partitions", case.id, message)
+
+
+def _cases_to_use(manifest: Manifest) -> Iterator[Finding]:
+    by_section = bool(manifest.split and manifest.split.get("by") == "section")
+    if manifest.unassigned and not by_section:
+        message = f"{len(manifest.unassigned)} cases have no partition and are not used; `overtile split` deals them"
+        yield Finding("warning", "unassigned cases", manifest.unassigned[0].id, message)
+    for name, case in manifest.cases():
+        if name in PARTITIONS and case.label is None:
+            yield Finding("error", "no label", case.id, f"{case.id} in {name} has no label")
+
+
+def _files(manifest: Manifest, root: Path) -> list[Finding]:
+    """Missing files, unreadable headers, image and label of different shape."""
+    shapes: dict[str, list[tuple[int, ...]] | Finding] = {}
+
+    def shape(case: Case, path: str) -> tuple[int, ...] | Finding:
+        if path not in shapes:
+            shapes[path] = _header(case.id, root / path)
+        pages = shapes[path]
+        if isinstance(pages, Finding):
+            return Finding(pages.severity, pages.rule, case.id, pages.message)
+        page = case.page or 0
+        if page >= len(pages):
+            message = f"{root / path}: has {len(pages)} pages, {case.id} names page {page}"
+            return Finding("error", "missing page", case.id, message)
+        return pages[page]
+
+    findings = []
+    for _, case in manifest.cases():
+        found = [shape(case, path) for path in (case.image, case.label) if path]
+        findings += [entry for entry in found if isinstance(entry, Finding)]
+        sizes = [entry for entry in found if not isinstance(entry, Finding)]
+        if len(sizes) == 2 and sizes[0] != sizes[1]:
+            message = f"{case.id}: image is {_by(sizes[0])}, label is {_by(sizes[1])} pixels"
+            findings.append(Finding("error", "different shapes", case.id, message))
+    return findings
+
+
+def _header(case_id: str, path: Path) -> list[tuple[int, ...]] | Finding:
+    if not path.is_file():
+        return Finding("error", "missing file", case_id, f"{path}: no such file")
+    try:
+        return page_shapes(path)
+    except InputError as error:
+        return Finding("error", "unreadable file", case_id, str(error))
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(str(length) for length in shape)
+
+
+def _contents(manifest: Manifest, root: Path, broken: set[str], progress: Progress) -> list[Finding]:
+    """Changed files; then every case decoded, on all processors."""
+    cases = [case for _, case in manifest.cases() if case.id not in broken]
+    changed = _changed_files(cases, root, progress)
+    findings = list(changed)
+    present: set[int] = set()
+    with ThreadPoolExecutor() as pool:
+        results = pool.map(lambda case: _decoded(case, root, manifest.label_values), cases)
+        for found, classes in progress(results, len(cases), "cases"):
+            findings += found
+            present |= classes
+    for index, name in manifest.labels.items():
+        if cases and any(case.label for case in cases) and int(index) not in present:
+            message = f"class {index} ({name}) is declared, no label has it"
+            findings.append(Finding("error", "class without a case", "-", message))
+    return findings
+
+
+def _changed_files(cases: list[Case], root: Path, progress: Progress) -> Iterator[Finding]:
+    recorded: dict[str, tuple[str, str]] = {}
+    for case in cases:
+        for path, sha in ((case.image, case.sha256), (case.label, case.label_sha256)):
+            if path and sha:
+                recorded.setdefault(path, (sha, case.id))
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(lambda path: file_digest(root / path), recorded)
+        for path, digest in zip(recorded, progress(digests, len(recorded), "files"), strict=True):
+            sha, case_id = recorded[path]
+            if digest != sha:
+                message = f"{root / path}: not the file that was indexed; index the folder again"
+                yield Finding("error", "changed file", case_id, message)
+
+
+def _decoded(case: Case, root: Path, label_values: dict[str, int]) -> tuple[list[Finding], set[int]]:
+    """Findings on one decoded case, and the classes that its label has."""
+    findings: list[Finding] = []
+
+    def add(severity: Any, rule: str, message: str) -> None:
+        findings.append(Finding(severity, rule, case.id, message))
+
+    try:
+        image = read_page(root / case.image, case.page)
+        if not np.isfinite(image).all():
+            add("error", "NaN or infinity", f"{case.id}: {np.count_nonzero(~np.isfinite(image))} pixels are not finite")
+        elif (image == image.flat[0]).all():
+            add("warning", "constant image", f"{case.id}: every pixel is {image.flat[0]:g}")
+    except InputError as error:
+        add("error", "unreadable file", str(error))
+    classes: set[int] = set()
+    try:
+        if case.label:
+            raw = read_page(root / case.label, case.page)
+            classes = set(np.unique(to_class_indices(raw, label_values, case.id)).tolist())
+    except DataError as error:
+        add("error", "undeclared label value", str(error))
+    except InputError as error:
+        add("error", "unreadable file", str(error))
+    return findings, classes

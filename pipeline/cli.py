@@ -1,0 +1,332 @@
+"""The command `overtile`: arguments, printing, exit codes. All work is done elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from pipeline.errors import DataError, InputError, user_error
+
+if TYPE_CHECKING:
+    from pipeline.manifest import Finding
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
+LINE_EVERY_SECONDS = 10
+"""Where there is no terminal, long work prints a plain line this often."""
+
+app = typer.Typer(
+    help="Medical image segmentation on MONAI: index, audit, split, train, evaluate, predict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+phantom_app = typer.Typer(help="Make synthetic patients with exactly known labels.", no_args_is_help=True)
+app.add_typer(phantom_app, name="phantom")
+console = Console(soft_wrap=True)
+
+Folder = Annotated[Path | None, typer.Option(help="Folder of the manifest's paths; default: the manifest's own.")]
+
+
+class SplitBy(StrEnum):
+    """What is dealt to partitions as a whole."""
+
+    patient = "patient"
+    section = "section"
+
+
+def main() -> None:
+    """Run the command; a user's mistake ends it with one sentence and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("interrupted; what was complete is on disk\n")
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own: an unknown option, a missing argument
+            sys.stderr.write(f"error: {error.format_message()}\n")
+            sys.exit(InputError.exit_code)
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        sys.stderr.write(f"error: {mistake}\n")
+        sys.exit(mistake.exit_code)
+
+
+@app.command()
+def index(
+    root: Annotated[Path, typer.Argument(help="Folder with the images.")],
+    name: Annotated[str, typer.Option(help="Name of the dataset.")],
+    image: Annotated[str, typer.Option(help="Pattern of the images, say '{patient}/{case}.tif'.")],
+    out: Annotated[Path, typer.Option(help="Manifest to write; an earlier one keeps its partitions.")],
+    label: Annotated[str | None, typer.Option(help="Pattern of the labels, say '{patient}/{case}_mask.tif'.")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="NAME=RAW VALUE of a class, class 0 first; repeat.")
+    ] = None,
+    patient: Annotated[str | None, typer.Option(help="The only patient, where the pattern names none.")] = None,
+    modality: Annotated[list[str] | None, typer.Option(help="Name of a channel; repeat.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Pseudonym key; default: overtile.key beside the manifest.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Patient names are public: keep them.")] = False,
+) -> None:
+    """Read a folder into a manifest: patients, cases, digests."""
+    from pipeline import index as indexing
+    from pipeline import manifest as manifests
+
+    secret = None if public else indexing.read_key(key or out.parent / "overtile.key")
+    manifest = indexing.index(
+        root,
+        name=name,
+        image=image,
+        label=label,
+        classes=[_class(word) for word in classes or ()],
+        patient=patient,
+        key=secret,
+        modality=modality or (),
+        previous=out,
+        progress=_progress,
+    )
+    manifests.write(manifest, out)
+    cases = list(manifest.cases())
+    patients = len({case.patient for _, case in cases})
+    console.print(f"{len(cases)} cases of {patients} patients, {len(manifest.unassigned)} unassigned -> {out}")
+
+
+@app.command()
+def split(
+    manifest: Annotated[Path, typer.Argument(help="Manifest; its unassigned cases are dealt.")],
+    fractions: Annotated[
+        tuple[float, float, float], typer.Option(help="Of training, validation and test; they add up to 1.")
+    ] = (0.7, 0.15, 0.15),
+    seed: Annotated[int, typer.Option(help="Another seed, another order of the patients.")] = 1,
+    by: Annotated[SplitBy, typer.Option(help="By patient; by section only with a reason.")] = SplitBy.patient,
+    gap: Annotated[int, typer.Option(help="Sections left out between two partitions.")] = 1,
+    because: Annotated[str, typer.Option(help="Why a split inside a patient is right here.")] = "",
+) -> None:
+    """Deal the cases to training, validation and test."""
+    from pipeline import manifest as manifests
+    from pipeline.split import split_by_patient, split_by_section
+
+    before = manifests.read(manifest)
+    if by is SplitBy.section:
+        after = split_by_section(before, fractions, gap, because)
+    else:
+        after = split_by_patient(before, fractions, seed)
+    manifests.write(after, manifest)
+    dealt = len(before.unassigned) - len(after.unassigned)
+    table = _table("partition", "cases", "patients")
+    for partition in (*manifests.PARTITIONS, "unassigned"):
+        cases = after.partition(partition)
+        table.add_row(partition, str(len(cases)), str(len({case.patient for case in cases})))
+    console.print(table)
+    console.print(f"{dealt} cases dealt by {by.value}; every earlier one kept its partition -> {manifest}")
+
+
+@app.command()
+def audit(
+    manifest: Annotated[Path, typer.Argument(help="Manifest to check.")],
+    dataset_dir: Folder = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the findings here.")] = None,
+) -> None:
+    """Check a dataset: files, shapes, label values, leaks. Exit code 1 if there are errors."""
+    from dataclasses import asdict
+
+    from pipeline import audit as auditing
+    from pipeline.manifest import read
+
+    root = dataset_dir or manifest.parent
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; say --dataset-dir")
+    findings = auditing.audit(read(manifest), root, progress=_progress)
+    if json_file:
+        json_file.write_text(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
+    _print_findings(findings)
+    errors = sum(finding.severity == "error" for finding in findings)
+    console.print(f"{errors} errors, {len(findings) - errors} warnings in {manifest}")
+    if errors:
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def run(
+    context: typer.Context,
+    bundle: Annotated[str, typer.Argument(help="Name under bundles/, or a path.")],
+    workflow: Annotated[str, typer.Argument(help="training, evaluating or predicting.")],
+    overlay: Annotated[list[str] | None, typer.Option(help="Config laid over the workflow's; repeat.")] = None,
+) -> None:
+    """Run a bundle's workflow; further words are overrides: --epochs 5 --manifest data/manifest.json."""
+    from pipeline import bundle as bundles
+
+    overrides = bundles.parse_overrides(context.args)
+    _run(bundles.find(bundle), workflow, overrides, overlay or ())
+
+
+@app.command()
+def check(bundle: Annotated[str, typer.Argument(help="Name under bundles/, or a path.")]) -> None:
+    """Find what would break a bundle's configs, without running them. Exit code 1 if something would."""
+    from pipeline import bundle as bundles
+
+    folder = bundles.find(bundle)
+    problems = bundles.check(folder)
+    for problem in problems:
+        console.print(escape(problem))
+    console.print(f"{folder.name}: {len(problems)} problems")
+    if problems:
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[str, typer.Option(help="Name under bundles/, or a path.")],
+    manifest: Annotated[Path, typer.Option(help="Manifest of the cases.")],
+    output: Annotated[Path, typer.Option(help="Folder for evaluation.json and worst.png.")],
+    checkpoint: Annotated[Path, typer.Option(help="Weights.")],
+    partition: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    dataset_dir: Folder = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: mlflow.db in --output.")] = None,
+) -> None:
+    """Score a checkpoint on a partition: a table per patient, beside Otsu's threshold where that makes sense."""
+    from pipeline import bundle as bundles
+
+    overrides = {
+        "manifest": str(manifest),
+        "output_dir": str(output),
+        "partition": partition,
+        "checkpoint": str(checkpoint),
+        "dataset_dir": str(dataset_dir) if dataset_dir else None,
+        "tracking_uri": tracking_uri,
+    }
+    _run(bundles.find(bundle), "evaluating", {k: v for k, v in overrides.items() if v is not None}, ())
+    table = json.loads((output / "evaluation.json").read_text())
+    _print_scores(table)
+    console.print(f"Every case: {output / 'evaluation.json'}\nThe worst ones: {output / 'worst.png'}")
+
+
+@app.command()
+def predict(
+    bundle: Annotated[str, typer.Option(help="Name under bundles/, or a path.")],
+    source: Annotated[Path, typer.Option("--input", help="Image, DICOM folder, or a folder of such.")],
+    output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights; default: models/model.pt of the bundle.")] = None,
+    match: Annotated[str | None, typer.Option(help="Glob that files must match, say '*/image.tif'.")] = None,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
+) -> None:
+    """Write a label map for every input, in its format and geometry. Exit code 1 if an input was passed over."""
+    from pipeline import bundle as bundles
+
+    folder = bundles.find(bundle)
+    overrides = {
+        "source": str(source),
+        "output_dir": str(output),
+        "checkpoint": str(checkpoint or folder / "models" / "model.pt"),
+        "match": match,
+        "probabilities": probabilities,
+    }
+    _run(folder, "predicting", {k: v for k, v in overrides.items() if v is not None}, ())
+    console.print(f"Label maps: {output}")
+
+
+@phantom_app.command("em")
+def phantom_em(
+    folder: Annotated[Path, typer.Argument(help="Folder to write patients to.")],
+    patients: Annotated[int, typer.Option(help="How many.")] = 10,
+    sections: Annotated[int, typer.Option(help="Pages of each patient's stack.")] = 6,
+    size: Annotated[int, typer.Option(help="Pixels of a section's side.")] = 192,
+    seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 1,
+) -> None:
+    """EM-like membranes: one TIFF stack of images and one of labels per patient."""
+    from pipeline.phantom import write_em_patients
+
+    write_em_patients(folder, patients=patients, sections=sections, size=size, seed=seed, progress=_progress)
+    console.print(f"{patients} synthetic patients -> {folder}")
+
+
+@phantom_app.command("ct")
+def phantom_ct(
+    folder: Annotated[Path, typer.Argument(help="Empty or absent folder to write the series to.")],
+    seed: Annotated[int, typer.Option(help="Another seed, another patient.")] = 1,
+) -> None:
+    """One CT-like DICOM series with a bright lesion."""
+    from pipeline.phantom import write_ct_patient
+
+    label = write_ct_patient(folder, seed=seed)
+    console.print(f"{label.shape[2]} slices, a lesion of {int(label.sum())} voxels -> {folder}")
+
+
+def _run(folder: Path, workflow: str, overrides: dict[str, Any], overlays: Sequence[str]) -> None:
+    """Print the command that does the same, and do it."""
+    from pipeline import bundle as bundles
+
+    console.print(f"$ {bundles.command(folder, workflow, overrides, overlays)}", markup=False, highlight=False)
+    bundles.run(folder, workflow, overrides, overlays)
+
+
+def _class(word: str) -> tuple[str, int]:
+    name, equals, raw = word.rpartition("=")
+    if not (name and equals and raw.lstrip("-").isdigit()):
+        raise InputError(f"--class {word!r}: write NAME=RAW VALUE, as in --class tumour=255")
+    return name, int(raw)
+
+
+def _progress(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
+    """A bar on a terminal, a plain line every few seconds otherwise."""
+    if console.is_terminal:
+        yield from track(items, description=description, total=total, console=console)
+        return
+    last = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        yield item
+        if number == total or time.monotonic() - last > LINE_EVERY_SECONDS:
+            last = time.monotonic()
+            console.print(f"{description} {number}/{total}")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    return table
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        colour = "red" if finding.severity == "error" else "yellow"
+        console.print(f"[{colour}]{finding.severity}[/]  {escape(finding.rule)}: {escape(finding.message)}")
+
+
+def _print_scores(table: dict[str, Any]) -> None:
+    """Dice per class and pixel error, one line per patient, one per method."""
+    names = table["classes"][1:]
+    methods = list(table["summary"])
+    shown = _table(
+        "patient", "cases", *(f"{method} {what}" for method in methods for what in (*_dice(names), "pixel error"))
+    )
+    rows = [(row["patient"], str(row["cases"]), row) for row in table["patients"]]
+    for title, cases, row in [*rows, ("mean", str(len(table["cases"])), table["summary"])]:
+        values = [v for m in methods for v in (*row[m]["dice"].values(), row[m]["pixel_error"])]
+        shown.add_row(title, cases, *("-" if value is None else f"{value:.3f}" for value in values))
+    console.print(
+        f"\n{table['partition']} partition of {table['manifest']}, checkpoint {table['checkpoint_sha256'][:12]}"
+    )
+    console.print(shown)
+
+
+def _dice(names: Sequence[str]) -> list[str]:
+    return [f"Dice {name}" for name in names]
+
+
+if __name__ == "__main__":
+    main()

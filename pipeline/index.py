@@ -1,0 +1,232 @@
+"""A folder of images and labels becomes a manifest: patterns name patient, case and page; digests are taken."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import parse
+
+from pipeline.errors import InputError
+from pipeline.loading import IMAGE_SUFFIXES, page_shapes, read_page, read_pages
+from pipeline.manifest import PARTITIONS, Case, Manifest, read
+from pipeline.progress import Progress, silent
+
+FIELDS = ("patient", "case", "page")
+"""What a pattern may name; `{page}` is a number, the others stay inside one path component."""
+
+
+@dataclass(frozen=True)
+class _Page:
+    """One page of one file, with what its path says about it."""
+
+    patient: str
+    case: str
+    page: int | None
+    path: str
+
+
+def pixel_digest(array: np.ndarray) -> str:
+    """SHA-256 over dtype, shape and values of a decoded (C, H, W) array, whatever file it came from."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pseudonym(key: bytes, name: str) -> str:
+    """A patient's pseudonym: keyed, so that nobody without the site's key can confirm a guessed name."""
+    return "P-" + hmac.new(key, name.encode(), "sha256").hexdigest()[:12]
+
+
+def read_key(path: Path) -> bytes:
+    """The site's pseudonym key; made on first use, readable by its owner alone."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32) + "\n")
+    return path.read_text().strip().encode()
+
+
+def index(
+    root: Path,
+    *,
+    name: str,
+    image: str,
+    label: str | None = None,
+    classes: Sequence[tuple[str, int]] = (),
+    patient: str | None = None,
+    key: bytes | None = None,
+    modality: Sequence[str] = (),
+    previous: Path | None = None,
+    progress: Progress = silent,
+) -> Manifest:
+    """Read a folder into a manifest.
+
+    Args:
+        root: folder that the paths in the manifest are relative to.
+        name: of the dataset.
+        image: pattern with `{patient}`, `{case}` and `{page}`, relative to `root`.
+        label: likewise; an image and a label belong together when the fields agree.
+        classes: (name, raw value in the label file) in the order of the class indices.
+        patient: name of the only patient, where the pattern names none.
+        key: pseudonym key; None keeps patient names as they are (public data only).
+        modality: one name per channel.
+        previous: an earlier manifest of this dataset, whose partitions, split and texts are kept.
+        progress: told about every file.
+
+    Raises:
+        InputError: nothing matches, an image has no label or two, classes are not declared.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    images = _find(root, image, patient)
+    labels = {(p.patient, p.case, p.page): p.path for p in _find(root, label, patient)} if label else {}
+    if label:
+        images = _pair(images, labels, image, label)
+        _require_classes(root / next(iter(labels.values())), classes)
+    digests = _digests(root, sorted({p.path for p in images} | set(labels.values())), progress)
+    cases = [_case(page, labels.get((page.patient, page.case, page.page)), digests, key) for page in images]
+    fields: dict[str, Any] = {"name": name}
+    kept = read(previous) if previous and previous.exists() else None
+    if kept:
+        if kept.name != name:
+            raise InputError(f"{previous}: is the manifest of {kept.name!r}, not of {name!r}; choose another --out")
+        fields = kept.model_dump(exclude_unset=True)
+    fields["modality"] = _modality(root / images[0].path, modality)
+    fields["labels"] = {str(i): class_name for i, (class_name, _) in enumerate(classes)}
+    fields["label_values"] = {str(raw): i for i, (_, raw) in enumerate(classes)}
+    fields.setdefault("spacing_mm", None)
+    fields.setdefault("split", None)
+    return Manifest(**(fields | _partitions(cases, kept)))
+
+
+def _find(root: Path, pattern: str, patient: str | None) -> list[_Page]:
+    """Every page of every file under `root` that a pattern matches, in the order of patient, case and page."""
+    compiled = _compile(pattern)
+    if "patient" not in compiled.named_fields and patient is None:
+        raise InputError(
+            f"the pattern {pattern!r} names no {{patient}}: "
+            "add it, or say --patient NAME if all files are of one patient"
+        )
+    pages: list[_Page] = []
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root).as_posix()
+        found = compiled.parse(relative) if path.suffix.lower() in IMAGE_SUFFIXES else None
+        if found is None or any("/" in str(value) for value in found.named.values()):
+            continue
+        fields = found.named
+        who, what = fields.get("patient") or patient or "", fields.get("case") or ""
+        if "page" in fields:
+            pages.append(_Page(who, what, fields["page"], relative))
+        else:
+            count = len(page_shapes(path))
+            pages += [_Page(who, what, number if count > 1 else None, relative) for number in range(count)]
+    if not pages:
+        raise InputError(f"no file under {root} matches {pattern!r}; a path looks like {_example(root)}")
+    return sorted(pages, key=lambda p: (p.patient, p.case, p.page or 0))
+
+
+def _compile(pattern: str) -> parse.Parser:
+    try:
+        compiled = parse.compile(pattern.replace("{page}", "{page:d}"), case_sensitive=True)
+    except (ValueError, KeyError) as error:
+        raise InputError(f"the pattern {pattern!r} cannot be read: {error}") from None
+    unknown = [field for field in compiled.named_fields if field not in FIELDS]
+    if unknown or compiled.fixed_fields:
+        raise InputError(
+            f"the pattern {pattern!r} has {'an unnamed field' if not unknown else '{' + unknown[0] + '}'}: "
+            f"use {', '.join('{' + field + '}' for field in FIELDS)}"
+        )
+    return compiled
+
+
+def _example(root: Path) -> str:
+    found = next((p.relative_to(root).as_posix() for p in sorted(root.rglob("*")) if p.is_file()), None)
+    return repr(found) if found else "nothing: the folder is empty"
+
+
+def _pair(images: list[_Page], labels: Mapping[Any, str], image: str, label: str) -> list[_Page]:
+    """The images without those that are labels themselves; every one must have its label."""
+    label_paths = set(labels.values())
+    images = [p for p in images if p.path not in label_paths]
+    if not images:
+        raise InputError(f"the patterns {image!r} and {label!r} match the same files")
+    for p in images:
+        if (p.patient, p.case, p.page) not in labels:
+            page = "" if p.page is None else f", page {p.page}"
+            raise InputError(f"{p.path}{page}: no label; the pattern {label!r} finds none with the same fields")
+    keys = [(p.patient, p.case, p.page) for p in images]
+    for twice in {k for k in keys if keys.count(k) > 1} if len(set(keys)) < len(keys) else ():
+        raise InputError(f"patient {twice[0]!r}, case {twice[1]!r}: several images; name {{case}} in the pattern")
+    return images
+
+
+def _require_classes(example: Path, classes: Sequence[tuple[str, int]]) -> None:
+    if len(classes) < 2:
+        found = np.unique(read_page(example, 0 if len(page_shapes(example)) > 1 else None))[:8]
+        raise InputError(
+            f"{example.name} holds the raw values {', '.join(f'{v:g}' for v in found)}: "
+            "say what they mean, class 0 first, as in --class background=0 --class tumour=255"
+        )
+
+
+def _digests(root: Path, paths: list[str], progress: Progress) -> dict[str, tuple[str, list[str]]]:
+    """File digest and the pixel digest of every page, file by file, on all processors."""
+
+    def of(path: str) -> tuple[str, list[str]]:
+        return file_digest(root / path), [pixel_digest(page) for page in read_pages(root / path)]
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, progress(pool.map(of, paths), len(paths), "digests"), strict=True))
+
+
+def _case(page: _Page, label: str | None, digests: Mapping[str, tuple[str, list[str]]], key: bytes | None) -> Case:
+    who = page.patient if key is None else pseudonym(key, page.patient)
+    what = page.case if key is None else hmac.new(key, page.case.encode(), "sha256").hexdigest()[:8]
+    parts = [who, what, "" if page.page is None else f"{page.page:03d}"]
+    file_sha, pixels = digests[page.path]
+    in_stack = len(pixels) > 1
+    fields: dict[str, Any] = {"id": "_".join(part for part in parts if part), "patient": who, "image": page.path}
+    if label:
+        fields["label"] = label
+    if in_stack:
+        fields["page"] = page.page
+    fields["sha256"] = file_sha
+    if label:
+        fields["label_sha256"] = digests[label][0]
+    fields["pixels"] = pixels[page.page if in_stack and page.page is not None else 0]
+    return Case(**fields)
+
+
+def _modality(example: Path, modality: Sequence[str]) -> dict[str, str]:
+    channels = next(iter(read_pages(example))).shape[0]
+    names = list(modality) or [f"channel {number}" for number in range(channels)]
+    if len(names) != channels:
+        raise InputError(
+            f"{example.name} has {channels} channels, {len(names)} modalities were named: {', '.join(names)}"
+        )
+    return {str(number): name for number, name in enumerate(names)}
+
+
+def _partitions(cases: list[Case], kept: Manifest | None) -> dict[str, list[dict[str, Any]]]:
+    """Known cases stay in their partition with their extra columns; new ones stand under `unassigned`."""
+    before = {case.id: (name, case) for name, case in kept.cases()} if kept else {}
+    partitions: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PARTITIONS, "unassigned")}
+    for case in cases:
+        name, old = before.get(case.id, ("unassigned", None))
+        fields = case.model_dump(exclude_unset=True)
+        partitions[name].append(fields | (old.model_extra or {}) if old else fields)
+    return partitions

@@ -1,0 +1,253 @@
+"""TIFF, PNG and DICOM files to one tensor convention, declared label values, and the way back to files.
+
+Arrays are channel-first, (C, H, W) for images and (C, X, Y, Z) for volumes. Images stay as they are stored:
+the first spatial axis is the row. Raw label values become class indices by declaration, never by guessing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+from PIL import Image, UnidentifiedImageError
+
+from pipeline import dicom
+from pipeline.errors import DataError, InputError
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png")
+"""Files that hold images; a folder is taken for a DICOM series."""
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether the file's name says TIFF."""
+    return path.suffix.lower() in TIFF_SUFFIXES
+
+
+def read_pages(path: Path) -> Iterator[np.ndarray]:
+    """The pages of an image file, one after the other, each (C, H, W) in the file's own dtype.
+
+    A TIFF stack yields one array per page and is never in memory as a whole; a PNG yields one.
+
+    Raises:
+        InputError: the file is missing, truncated or of another kind.
+    """
+    with _readable(path):
+        if is_tiff(path):
+            with tifffile.TiffFile(path) as tiff:
+                for page in tiff.pages:
+                    yield _tiff_page(page)
+        else:
+            yield _read_png(path)
+
+
+def read_page(path: Path, page: int | None = None) -> np.ndarray:
+    """One page of an image file, (C, H, W) in the file's own dtype.
+
+    Args:
+        path: a TIFF or PNG file.
+        page: index from 0 in a TIFF stack; None for a file of one page.
+
+    Raises:
+        InputError: the file cannot be read, has no such page, or has several and `page` is None.
+    """
+    with _readable(path):
+        if not is_tiff(path):
+            return _read_png(path)
+        with tifffile.TiffFile(path) as tiff:
+            return _tiff_page(tiff.pages[_checked_page(path, page, len(tiff.pages))])
+
+
+def page_shapes(path: Path) -> list[tuple[int, ...]]:
+    """The (H, W) of every page, read from headers alone."""
+    with _readable(path):
+        if is_tiff(path):
+            with tifffile.TiffFile(path) as tiff:
+                return [(page.imagelength, page.imagewidth) for page in tiff.pages]  # type: ignore[union-attr]
+        with Image.open(path) as image:
+            return [(image.height, image.width)]
+
+
+def to_class_indices(raw: np.ndarray, label_values: Mapping[str, int], source: str) -> np.ndarray:
+    """Map raw label values to class indices by declaration.
+
+    Args:
+        raw: (1, H, W), any dtype.
+        label_values: raw value, as text -> class index.
+        source: what to name in an error.
+
+    Returns:
+        (1, H, W) uint8.
+
+    Raises:
+        DataError: the label has several channels or a raw value that is not declared.
+    """
+    if raw.shape[0] != 1:
+        raise DataError(f"{source}: a label must have one channel, this has {raw.shape[0]}")
+    table = {int(value): index for value, index in label_values.items()}
+    indices = np.zeros(raw.shape, np.uint8)
+    known = np.zeros(raw.shape, bool)
+    for value, index in table.items():
+        mask = raw == value
+        indices[mask] = index
+        known |= mask
+    if not known.all():
+        strange = np.unique(raw[~known])
+        shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")
+        declared = ", ".join(str(value) for value in sorted(table))
+        raise DataError(
+            f"{source}: raw label values {shown} are not declared (declared: {declared}); "
+            "correct the mask or declare them in the manifest's `label_values`"
+        )
+    return indices
+
+
+class LoadCased(MapTransform):
+    """Load the files that a manifest's case names.
+
+    `image` becomes a float32 MetaTensor (C, H, W), or (1, X, Y, Z) for a folder with a DICOM series; `label`
+    becomes a uint8 MetaTensor (1, H, W) of class indices. The item's optional `page` selects a page of a stack.
+
+    Args:
+        keys: of `image` and `label`, those to load.
+        label_values: raw value, as text -> class index; needed where `label` is loaded.
+        allow_missing_keys: pass an item without such a key through.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        label_values: Mapping[str, int] | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.label_values = label_values
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The item with paths replaced by tensors."""
+        item = dict(data)
+        for key in self.key_iterator(item):
+            path = Path(item[key])
+            if key == "label":
+                item[key] = self._label(path, item.get("page"))
+            else:
+                item[key] = _series(path) if path.is_dir() else _image(path, item.get("page"))
+        return item
+
+    def _label(self, path: Path, page: int | None) -> MetaTensor:
+        if not self.label_values:
+            raise InputError(f"{path}: cannot load a label without declared `label_values`")
+        indices = to_class_indices(read_page(path, page), self.label_values, _place(path, page))
+        return _meta_tensor(indices, path, torch.eye(4))
+
+
+def write_labels(pages: Iterable[np.ndarray], path: Path) -> None:
+    """Write label maps, each (H, W) uint8 of class indices, as a PNG or as the pages of a TIFF; atomically."""
+    with atomic(path) as temporary:
+        if is_tiff(path):
+            _write_tiff(pages, temporary)
+        else:
+            (page,) = pages
+            Image.fromarray(page).save(temporary, format="PNG")
+
+
+def write_probabilities(pages: Iterable[np.ndarray], path: Path) -> None:
+    """Write class probabilities, each (classes, H, W) float32, as pages of a TIFF; atomically."""
+    with atomic(path) as temporary:
+        _write_tiff(pages, temporary)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and goes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_tiff(pages: Iterable[np.ndarray], path: Path) -> None:
+    with tifffile.TiffWriter(path) as writer:
+        for page in pages:
+            planar = {"planarconfig": "separate"} if page.ndim == 3 else {}
+            writer.write(page, photometric="minisblack", compression="zlib", contiguous=False, metadata=None, **planar)
+
+
+def _image(path: Path, page: int | None) -> MetaTensor:
+    pixels = read_page(path, page)
+    if not np.issubdtype(pixels.dtype, np.number):
+        raise InputError(f"{_place(path, page)}: pixels of type {pixels.dtype} are not an image")
+    return _meta_tensor(pixels.astype(np.float32), path, torch.eye(4))
+
+
+def _series(folder: Path) -> MetaTensor:
+    series = dicom.read_series(folder)
+    return _meta_tensor(series.volume[None], folder, torch.as_tensor(series.affine))
+
+
+def _meta_tensor(array: np.ndarray, path: Path, affine: torch.Tensor) -> MetaTensor:
+    meta = {"filename_or_obj": str(path), "spatial_shape": array.shape[1:], "original_channel_dim": 0}
+    return MetaTensor(torch.as_tensor(array), affine=affine, meta=meta)
+
+
+def _place(path: Path, page: int | None) -> str:
+    return str(path) if page is None else f"{path}, page {page}"
+
+
+def _checked_page(path: Path, page: int | None, pages: int) -> int:
+    if page is None and pages != 1:
+        raise InputError(f"{path}: a stack of {pages} pages; say which page")
+    if page is not None and page >= pages:
+        raise InputError(f"{path}: has {pages} pages, page {page} was asked for (counted from 0)")
+    return page or 0
+
+
+def _tiff_page(page: Any) -> np.ndarray:
+    """(C, H, W) of a page that is (H, W), (H, W, C) or, stored in planes, (C, H, W)."""
+    array = page.asarray()
+    if array.ndim == 2:
+        return array[None]
+    if array.ndim == 3 and page.axes == "SYX":
+        return array
+    if array.ndim == 3 and page.axes == "YXS":
+        return np.ascontiguousarray(array.transpose(2, 0, 1))
+    raise InputError(f"a TIFF page with axes {page.axes} is not an image")
+
+
+def _read_png(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        if image.mode in ("P", "1", "LA", "CMYK"):
+            raise InputError(f"{path}: mode {image.mode!r} is not supported; save it as grey, RGB or RGBA")
+        array = np.asarray(image)
+    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever a decoder throws at a broken file into one sentence."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise InputError(f"{path}: not an image this reads; it reads {', '.join(IMAGE_SUFFIXES)} and DICOM folders")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        yield
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(f"{path}: not a readable {path.suffix} file") from None
+    except Exception as error:
+        raise InputError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from None
