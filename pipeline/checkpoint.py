@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from pipeline.atomic import atomic
 from pipeline.errors import InputError
-from pipeline.loading import atomic
 
 
 class SaveBest:

@@ -7,9 +7,7 @@ nibabel and MONAI have it; DICOM itself counts in LPS.
 
 import hashlib
 import logging
-import os
 import re
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +30,7 @@ from pydicom.uid import (
 )
 from pydicom.valuerep import format_number_as_ds
 
+from pipeline.atomic import atomic
 from pipeline.errors import InputError
 
 COMPANIONS = frozenset({"DOC", "FID", "KO", "PLAN", "PR", "REG", "RTDOSE", "RTPLAN", "RTSTRUCT", "RWV", "SEG", "SR"})
@@ -479,17 +478,8 @@ def _describe(class_names: Sequence[str], version: str) -> list[hd.seg.SegmentDe
 
 
 def _save(dataset: Dataset, path: Path) -> None:
-    """Write beside the target, flush to the disc, rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            dataset.save_as(file, enforce_file_format=True)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic(path) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
 
 
 def _stored_values(volume_hu: NDArray[np.number], intercept_hu: int) -> NDArray[np.int16]:

@@ -14,9 +14,9 @@ from monai.utils import CommonKeys
 from skimage.filters import threshold_otsu
 
 from pipeline import overlay
+from pipeline.atomic import atomic
 from pipeline.errors import InputError
 from pipeline.index import file_digest
-from pipeline.loading import atomic
 from pipeline.manifest import read
 from pipeline.metrics import dice, dice_empty_scored, overlap_counts, pixel_error, pooled
 from pipeline.tracking import classes, items

@@ -169,6 +169,9 @@ def _pair(images: list[_Page], labels: Mapping[Any, str], image: str, label: str
             page = "" if p.page is None else f", page {p.page}"
             raise InputError(f"{p.path}{page}: no label; the pattern {label!r} finds none with the same fields")
     keys = [(p.patient, p.case, p.page) for p in images]
+    for lonely in sorted(labels.keys() - set(keys), key=str):
+        page = "" if lonely[2] is None else f", page {lonely[2]}"
+        raise InputError(f"{labels[lonely]}{page}: a label without an image; {image!r} finds none with the same fields")
     for twice in {k for k in keys if keys.count(k) > 1} if len(set(keys)) < len(keys) else ():
         raise InputError(f"patient {twice[0]!r}, case {twice[1]!r}: several images; name {{case}} in the pattern")
     return images

@@ -198,39 +198,38 @@ class _Line(TorchDispatchMode):
     are put down in `notes`, and so are aligned corners, which are computed as if not aligned.
     """
 
-    def __init__(self, axis: int, dims: int) -> None:
+    def __init__(self, axis: int, dims: int, shapes: dict[str, tuple[torch.Size, bool]]) -> None:
         super().__init__()
-        self.axis, self.dims, self.notes = axis, dims, set[str]()
+        self.axis, self.dims, self.shapes, self.notes = axis, dims, shapes, set[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
         if name in NORMS:
             self._note_norm(name, args)
-            return args[0], args[0].new_empty(0), args[0].new_empty(0)
+            return self._copied(args[0]), args[0].new_empty(0), args[0].new_empty(0)
         tensors = [t for t in tree_leaves(args) if isinstance(t, torch.Tensor)]
         lines = [self._is_line(t) for t in tensors]
         if name in ALONG and (lines[0] or name == "convolution"):
             return self._along(name, func, args, kwargs)
         if name == "cat" and any(lines) and len(args) > 1 and args[1] == 1:
             mean = torch.stack([self._line(t) for t in tensors]).mean(0)
-            return self._spread(mean, self._meta(func, args, kwargs).shape)
-        if name.removesuffix("_") in POINTWISE and any(lines):
+            return self._spread(mean, self._shape(func, args, kwargs)[0])
+        if name.removesuffix("_") in POINTWISE and (lines[0] if func._schema.is_mutable else any(lines)):
             return self._pointwise(func, args, kwargs)
         if max((t.numel() for t in tensors), default=0) > MOST_ELEMENTS and not func.is_view:
             raise ValueError(f"the network uses {func}, which cannot be followed along one axis")
         return func(*args, **kwargs)
 
     def _along(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-        meta = self._meta(func, args, kwargs)
-        shape = (meta[0] if isinstance(meta, tuple) else meta).shape
+        shape, with_indices = self._shape(func, args, kwargs)
         if name in ("upsample_bilinear2d", "upsample_trilinear3d") and args[2]:
             self.notes.add("it interpolates with aligned corners, whose grid depends on the size of the tile")
         line = ALONG[name](self._line(args[0]), self.axis - self.dims, shape[2 + self.axis], *args[1:])
         out = self._spread(line, shape)
-        return (out, torch.zeros((), dtype=torch.int64).expand(shape)) if isinstance(meta, tuple) else out
+        return (out, torch.zeros((), dtype=torch.int64).expand(shape)) if with_indices else out
 
     def _pointwise(self, func: Any, args: Any, kwargs: Any) -> Any:
-        shape = self._meta(func, args, kwargs).shape
+        shape, _ = self._shape(func, args, kwargs)
         out = func(*map(self._thin, args), **kwargs)
         return args[0] if func._schema.is_mutable else out.expand(shape)
 
@@ -255,8 +254,17 @@ class _Line(TorchDispatchMode):
         view[self.axis + 2] = -1
         return line.reshape(view).expand(shape)
 
-    def _meta(self, func: Any, args: Any, kwargs: Any) -> Any:
-        return func(*tree_map(_shape_only, args), **tree_map(_shape_only, kwargs))
+    def _copied(self, t: torch.Tensor) -> torch.Tensor:
+        return self._spread(self._line(t).clone(), t.shape) if self._is_line(t) else t.clone()
+
+    def _shape(self, func: Any, args: Any, kwargs: Any) -> tuple[torch.Size, bool]:
+        """Give the shape of an operation's output, and whether indices of the same shape come with it."""
+        key = str((func, tree_map(lambda v: v.shape if isinstance(v, torch.Tensor) else v, (args, kwargs))))
+        if key not in self.shapes:
+            out = func(*tree_map(_shape_only, args), **tree_map(_shape_only, kwargs))
+            with_indices = isinstance(out, tuple)
+            self.shapes[key] = (out[0] if with_indices else out).shape, with_indices
+        return self.shapes[key]
 
     def _note_norm(self, name: str, args: Any) -> None:
         flag = NORMS[name]
@@ -301,6 +309,7 @@ class _Probe:
 
     def __init__(self, network: nn.Module, channels: int, dims: int, *, args: Any, kwargs: Any) -> None:
         self.channels, self.dims, self.others, self.notes = channels, dims, 0, set[str]()
+        self.shapes = dict[str, tuple[torch.Size, bool]]()
         self.copy = _copy(network).double()
         self.meta = copy.deepcopy(self.copy).to("meta")
         as_double = _mover(lambda t: t.cpu().double() if t.is_floating_point() else t.cpu())
@@ -428,7 +437,7 @@ class _Probe:
 
     def run(self, axis: int, values: torch.Tensor) -> torch.Tensor:
         """Run the copy on an image that is `values` along `axis`; gives the output along `axis`."""
-        mode = _Line(axis, self.dims)
+        mode = _Line(axis, self.dims, self.shapes)
         spatial = [self.others] * self.dims
         spatial[axis] = values.numel()
         x = mode._spread(values, torch.Size([1, self.channels, *spatial]))
@@ -988,7 +997,7 @@ class _Run:
         places = list(product(range(len(self.image)), tiles))
         batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
         result: torch.Tensor | None = None
-        for batch in tqdm(batches, desc="tiles", disable=not progress):
+        for batch in tqdm(batches, desc="tiles") if progress else batches:
             out = self.apply(torch.cat([self.cut(n, self.windows(i)) for n, i in batch]))
             if result is None:
                 size = (len(self.image), out.shape[1], *self.plan.shape)

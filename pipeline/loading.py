@@ -6,7 +6,8 @@ the first spatial axis is the row. Raw label values become class indices by decl
 
 from __future__ import annotations
 
-import os
+import logging
+import threading
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from monai.transforms import MapTransform
 from PIL import Image, UnidentifiedImageError
 
 from pipeline import dicom
+from pipeline.atomic import atomic
 from pipeline.errors import DataError, InputError
 
 TIFF_SUFFIXES = (".tif", ".tiff")
@@ -43,7 +45,7 @@ def read_pages(path: Path) -> Iterator[np.ndarray]:
     """
     with _readable(path):
         if is_tiff(path):
-            with tifffile.TiffFile(path) as tiff:
+            with _tiff(path) as tiff:
                 for page in tiff.pages:
                     yield _tiff_page(page)
         else:
@@ -63,7 +65,7 @@ def read_page(path: Path, page: int | None = None) -> np.ndarray:
     with _readable(path):
         if not is_tiff(path):
             return _read_png(path)
-        with tifffile.TiffFile(path) as tiff:
+        with _tiff(path) as tiff:
             return _tiff_page(tiff.pages[_checked_page(path, page, len(tiff.pages))])
 
 
@@ -71,7 +73,7 @@ def page_shapes(path: Path) -> list[tuple[int, ...]]:
     """The (H, W) of every page, read from headers alone."""
     with _readable(path):
         if is_tiff(path):
-            with tifffile.TiffFile(path) as tiff:
+            with _tiff(path) as tiff:
                 return [(page.imagelength, page.imagewidth) for page in tiff.pages]  # type: ignore[union-attr]
         with Image.open(path) as image:
             return [(image.height, image.width)]
@@ -166,20 +168,6 @@ def write_probabilities(pages: Iterable[np.ndarray], path: Path) -> None:
         _write_tiff(pages, temporary)
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and goes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_tiff(pages: Iterable[np.ndarray], path: Path) -> None:
     with tifffile.TiffWriter(path) as writer:
         for page in pages:
@@ -206,6 +194,16 @@ def _meta_tensor(array: np.ndarray, path: Path, affine: torch.Tensor) -> MetaTen
 
 def _place(path: Path, page: int | None) -> str:
     return str(path) if page is None else f"{path}, page {page}"
+
+
+@contextmanager
+def _tiff(path: Path) -> Iterator[tifffile.TiffFile]:
+    """An open TIFF whose pages are all there is in it: ImageJ hides large stacks behind one page."""
+    with tifffile.TiffFile(path) as tiff:
+        if len(tiff.pages) == 1 and tiff.series and tiff.series[0].size > tiff.pages.first.size:
+            hidden = tiff.series[0].size // tiff.pages.first.size
+            raise InputError(f"{path}: {hidden} images behind one page header; save it with one header per page")
+        yield tiff
 
 
 def _checked_page(path: Path, page: int | None, pages: int) -> int:
@@ -238,16 +236,39 @@ def _read_png(path: Path) -> np.ndarray:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder throws at a broken file into one sentence."""
+    """Turn whatever a decoder throws at a broken file, or only logs, into one sentence."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise InputError(f"{path}: not an image this reads; it reads {', '.join(IMAGE_SUFFIXES)} and DICOM folders")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        yield
+        with _tiff_complaints() as complaints:
+            yield
     except InputError:
         raise
     except UnidentifiedImageError:
         raise InputError(f"{path}: not a readable {path.suffix} file") from None
     except Exception as error:
         raise InputError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from None
+    if complaints:
+        raise InputError(f"{path}: damaged or cut short ({complaints[0]}); pages may be missing")
+
+
+@contextmanager
+def _tiff_complaints() -> Iterator[list[str]]:
+    """What tifffile logs as an error in this thread: it reads a stack that was cut short as a shorter stack."""
+    complaints: list[str] = []
+    thread = threading.get_ident()
+
+    def keep(record: logging.LogRecord) -> bool:
+        mine = record.thread == thread and record.levelno >= logging.ERROR
+        if mine:
+            complaints.append(record.getMessage())
+        return not mine
+
+    logger = logging.getLogger("tifffile")
+    logger.addFilter(keep)
+    try:
+        yield complaints
+    finally:
+        logger.removeFilter(keep)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.atomic import atomic
 from pipeline.errors import InputError
 
 PARTITIONS = ("training", "validation", "test")
@@ -141,14 +141,8 @@ def read(path: str | Path) -> Manifest:
 
 def write(manifest: Manifest, path: str | Path) -> None:
     """Write a manifest atomically: the file is the old one or the new one, never half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(dumps(manifest))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with atomic(Path(path)) as temporary:
+        temporary.write_text(dumps(manifest), encoding="utf-8")
 
 
 def _first_error(error: ValidationError, raw: object) -> str:

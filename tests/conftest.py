@@ -1,0 +1,106 @@
+"""Synthetic patients that the tests share, and the real data where it is at hand."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def phantom_dir(tmp_path_factory):
+    """Four EM-like patients of three sections, 64 x 64; not to be written to."""
+    from pipeline.phantom import write_em_patients
+
+    folder = tmp_path_factory.mktemp("phantom")
+    write_em_patients(folder, patients=4, sections=3, size=64, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def phantom_manifest(phantom_dir):
+    """Their manifest, split by patient: 2 training, 1 validation, 1 test."""
+    from pipeline import manifest as manifests
+    from pipeline.split import split_by_patient
+
+    path = phantom_dir / "manifest.json"
+    manifests.write(split_by_patient(index_phantom(phantom_dir), (0.5, 0.25, 0.25), seed=1), path)
+    return path
+
+
+def index_phantom(folder, **changes):
+    from pipeline.index import index
+
+    arguments = {
+        "name": "phantom_em",
+        "image": "{patient}/image.tif",
+        "label": "{patient}/label.tif",
+        "classes": [("cell", 255), ("membrane", 0)],
+    }
+    return index(folder, **(arguments | changes))
+
+
+def edited(path, target, change):
+    """Write the manifest at `path` to `target` after `change` was applied to its dict."""
+    fields = json.loads(path.read_text())
+    change(fields)
+    target.write_text(json.dumps(fields))
+    return target
+
+
+def real(name):
+    """A folder of real data, or a skip that says what is missing."""
+    folder = REAL_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"real data {name} is not beside the repository at {REAL_DATA}")
+    return folder
+
+
+@pytest.fixture
+def overtile(capsys, monkeypatch):
+    """Run the command in this process: `code, output = overtile("split", manifest)`."""
+
+    def call(*words):
+        return run_overtile(words, capsys, monkeypatch)
+
+    return call
+
+
+def run_overtile(words, capsys, monkeypatch):
+    import sys
+
+    from pipeline.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["overtile", *map(str, words)])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    streams = capsys.readouterr()
+    return code, streams.out + streams.err
+
+
+@pytest.fixture(scope="session")
+def trained(phantom_manifest, tmp_path_factory):
+    """The folder of a two-epoch training on the phantom patients: model.pt, last.pt, mlflow.db."""
+    from pipeline import bundle
+
+    folder = tmp_path_factory.mktemp("trained")
+    overrides = {
+        "manifest": str(phantom_manifest),
+        "output_dir": str(folder),
+        "epochs": 2,
+        "patch": 64,
+        "patches_per_case": 2,
+        "workers": 0,
+        "learning_rate": 0.003,
+    }
+    bundle.run(bundle.find("neuron_em_segmentation"), "training", overrides)
+    return folder

@@ -1,0 +1,74 @@
+"""The house's floors as data: a file imports only files that stand before it."""
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+FLOORS = [
+    ["errors", "progress"],
+    ["atomic"],
+    ["networks", "inferers", "precision", "metrics", "manifest", "overlay", "dicom"],
+    ["loading"],
+    ["index"],
+    ["split", "audit", "phantom", "checkpoint", "tracking"],
+    ["bundle", "predict", "evaluate"],
+    ["cli"],
+    ["__main__"],
+]
+"""From the cellar up; files of one floor do not know each other."""
+
+ONLY = {"pydicom": {"dicom"}, "highdicom": {"dicom"}, "monai.bundle": {"bundle"}, "mlflow": {"tracking"}}
+"""Packages that are imported in one place."""
+
+FILES = {path.stem: path for path in (ROOT / "pipeline").glob("*.py") if path.stem != "__init__"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_file_has_a_floor():
+    assert sorted(name for floor in FLOORS for name in floor) == sorted(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_down(name):
+    below = set()
+    for floor in FLOORS:
+        if name in floor:
+            break
+        below |= set(floor)
+    ours = {module.split(".")[1] for module in imports(FILES[name]) if module.startswith("pipeline.")}
+    assert ours - {"errors"} <= below
+
+
+@pytest.mark.parametrize(("package", "homes"), ONLY.items())
+def test_packages_with_one_home(package, homes):
+    users = {
+        name
+        for name, path in FILES.items()
+        if any(module == package or module.startswith(package + ".") for module in imports(path))
+    }
+    assert users == homes
+
+
+def test_only_the_command_prints():
+    printing = {
+        name
+        for name, path in FILES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert printing <= {"cli"}
+
+
+def test_the_package_never_names_a_bundle():
+    names = [path.name for path in (ROOT / "bundles").iterdir() if path.is_dir()]
+    assert names
+    assert not [(n, f) for n in names for f, path in FILES.items() if n in path.read_text()]

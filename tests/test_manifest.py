@@ -1,0 +1,97 @@
+import json
+
+import pytest
+from monai.data import load_decathlon_datalist
+
+from pipeline import manifest as manifests
+from pipeline.errors import InputError
+from pipeline.manifest import Manifest
+from tests.conftest import ROOT, edited
+
+
+def test_round_trip_is_byte_for_byte(phantom_manifest, tmp_path):
+    for path in (phantom_manifest, *(ROOT / "data_manifest").glob("*.json")):
+        manifests.write(manifests.read(path), tmp_path / "again.json")
+        assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_extra_columns_survive(phantom_manifest, tmp_path):
+    path = edited(phantom_manifest, tmp_path / "m.json", lambda m: m["training"][0].update(age_band="40-49", note=None))
+    again = json.loads(manifests.dumps(manifests.read(path)))
+    assert again["training"][0]["age_band"] == "40-49"
+    assert again["training"][0]["note"] is None
+
+
+def test_one_case_per_line(phantom_manifest):
+    lines = phantom_manifest.read_text().splitlines()
+    assert sum('"id"' in line for line in lines) == 12
+    assert all(line.count('"id"') <= 1 for line in lines)
+
+
+def test_monai_reads_it_as_it_is(phantom_manifest):
+    items = load_decathlon_datalist(str(phantom_manifest), is_segmentation=True, data_list_key="training")
+    assert len(items) == 6
+    assert items[0]["image"].startswith(str(phantom_manifest.parent))
+    assert items[0]["label"].endswith("label.tif")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda m: m["training"][1].pop("patient"),
+            r"m.json: field `training\[1\] \(case '.*_001'\).patient`: Field req",
+        ),
+        (lambda m: m["training"][0].update(page=-1), r"training\[0\] \(case '.*'\).page`: Input should be greater"),
+        (lambda m: m.pop("name"), "field `name`: Field required"),
+        (
+            lambda m: m["label_values"].update({"7": 2}),
+            "`label_values` maps 7 to class 2, which `labels` does not name",
+        ),
+        (lambda m: m["label_values"].update({"white": 1}), "raw value 'white': write an integer"),
+        (lambda m: m["labels"].update({"5": "x"}), "without a hole"),
+        (lambda m: m["test"].append(m["training"][0]), "case '.*' stands twice"),
+    ],
+)
+def test_errors_name_file_case_and_field(phantom_manifest, tmp_path, change, sentence):
+    path = edited(phantom_manifest, tmp_path / "m.json", change)
+    with pytest.raises(InputError, match=sentence) as caught:
+        manifests.read(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00"])
+def test_no_json_is_a_sentence(tmp_path, text):
+    (tmp_path / "m.json").write_text(text)
+    with pytest.raises(InputError, match=r"m\.json: "):
+        manifests.read(tmp_path / "m.json")
+
+
+def test_missing_file_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="no such manifest; `overtile index` makes one"):
+        manifests.read(tmp_path / "none.json")
+
+
+def test_split_digest_follows_who_is_where():
+    def manifest(training, test):
+        case = {"image": "a.tif"}
+        return Manifest(
+            name="x",
+            modality={"0": "EM"},
+            training=[case | {"id": i, "patient": i} for i in training],
+            test=[case | {"id": i, "patient": i} for i in test],
+        )
+
+    assert manifest("ab", "c").split_digest() == manifest("ba", "c").split_digest()
+    assert manifest("ab", "c").split_digest() != manifest("a", "bc").split_digest()
+
+
+def test_a_failed_write_leaves_the_old_file(phantom_manifest, tmp_path, monkeypatch):
+    manifest = manifests.read(phantom_manifest)
+    path = tmp_path / "m.json"
+    path.write_text("old")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        manifests.write(manifest, path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

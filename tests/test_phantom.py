@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+import tifffile
+
+from pipeline import dicom
+from pipeline.errors import InputError
+from pipeline.evaluate import otsu
+from pipeline.metrics import dice, overlap_counts
+from pipeline.phantom import em_stack, write_ct_patient, write_em_patients
+
+
+def test_the_same_seed_makes_the_same_patient():
+    first, again, other = em_stack(7, 2, 48), em_stack(7, 2, 48), em_stack(8, 2, 48)
+    np.testing.assert_array_equal(first, again)
+    assert (first[0] != other[0]).mean() > 0.9
+
+
+def test_labels_are_raw_0_and_255_with_a_fifth_of_membrane():
+    _, labels = em_stack(1, 2, 128)
+    assert set(np.unique(labels)) == {0, 255}
+    assert 0.1 < (labels == 0).mean() < 0.35
+
+
+def test_neighbouring_sections_look_alike():
+    _, labels = em_stack(3, 9, 128)
+    near, far = ((labels[0] == labels[n]).mean() for n in (1, 8))
+    assert near > far + 0.03
+
+
+def test_otsu_fails_on_it():
+    scores = []
+    for seed in range(6):
+        images, labels = em_stack(seed, 1, 128)
+        scores.append(dice(overlap_counts(otsu(images[0], "dark"), (labels[0] == 0).astype(np.uint8), 2))[1])
+    assert max(scores) < 0.7
+
+
+def test_files_of_a_patient(tmp_path):
+    write_em_patients(tmp_path, patients=2, sections=3, size=32, seed=5)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.tif")) == [
+        "patient-01/image.tif", "patient-01/label.tif", "patient-02/image.tif", "patient-02/label.tif",
+    ]  # fmt: skip
+    assert tifffile.imread(tmp_path / "patient-02/image.tif").shape == (3, 32, 32)
+    with pytest.raises(InputError, match="at least 1, 1 and 32"):
+        write_em_patients(tmp_path, patients=0, sections=3, size=32, seed=5)
+
+
+def test_the_ct_series_comes_back_in_hounsfield_units(tmp_path):
+    label = write_ct_patient(tmp_path / "ct", seed=1)
+    volume = dicom.read_series(tmp_path / "ct").volume
+    assert volume.shape == label.shape == (64, 48, 20)
+    assert volume[label == 1].mean() == pytest.approx(180, abs=1)
+    assert volume.min() == -1000

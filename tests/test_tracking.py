@@ -1,0 +1,141 @@
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ignite.engine import Events
+from mlflow import MlflowClient
+from monai.engines import SupervisedTrainer
+
+from pipeline import manifest as manifests
+from pipeline.tracking import TrackingHandler, flattened, sqlite_store
+from tests.conftest import ROOT
+
+
+def rows(folder, query):
+    with sqlite3.connect(folder / "mlflow.db") as store:
+        return store.execute(query).fetchall()
+
+
+def metric(folder, key):
+    return rows(folder, f"select step, value from metrics where key = '{key}' order by step")
+
+
+def trainer(manifest, folder, explode=None):
+    """A training of one weight for two epochs of two steps; `explode` is called in step 3."""
+    network = torch.nn.Conv2d(1, 2, 1)
+    batch = {"image": torch.zeros(2, 1, 4, 4), "label": torch.zeros(2, 1, 4, 4)}
+    handler = TrackingHandler(str(folder), "test", str(manifest), config={"a": {"b": [1, 2]}, "lr": 0.1})
+    engine = SupervisedTrainer(
+        torch.device("cpu"), 2, [batch, batch], network, torch.optim.SGD(network.parameters(), 0.1),
+        lambda prediction, _: prediction.mean(), train_handlers=[handler],
+    )  # fmt: skip
+    if explode:
+        engine.add_event_handler(Events.ITERATION_STARTED(once=3), explode)
+    return engine
+
+
+def test_a_bundles_run_says_all_of_it(trained, phantom_manifest):
+    ((status, experiment),) = rows(
+        trained, "select status, experiments.name from runs join experiments using (experiment_id)"
+    )
+    assert (status, experiment) == ("FINISHED", "neuron_em_segmentation")
+    for key in ("loss", "val_mean_dice", "learning_rate", "images_per_second"):
+        assert [step for step, _ in metric(trained, key)] == [1, 2], key
+    assert 0 < metric(trained, "loss")[1][1] < metric(trained, "loss")[0][1]
+    params = dict(rows(trained, "select key, value from params"))
+    assert (params["epochs"], params["width"], params["network_def.depth"]) == ("2", "16", "@depth")
+    ((digest, source),) = rows(trained, "select dataset_digest, dataset_source from datasets")
+    manifest = manifests.read(phantom_manifest)
+    assert digest == manifest.digest()[:32]
+    assert json.loads(source)["split_sha256"] == manifest.split_digest()
+    tags = dict(rows(trained, "select key, value from tags"))
+    assert tags["version.monai"] == "1.6.1"
+    assert len(tags["code_commit"]) in (7, 40)
+
+
+def test_artifacts_are_the_merged_config_and_overlays(trained, phantom_manifest):
+    client = MlflowClient(sqlite_store(trained))
+    run = client.search_runs([client.get_experiment_by_name("neuron_em_segmentation").experiment_id])[0]
+    config = json.loads(Path(client.download_artifacts(run.info.run_id, "config.json")).read_text())
+    assert config["epochs"] == 2
+    assert config["network_def"]["_target_"] == "pipeline.networks.UNet"
+    overlays = {file.path for file in client.list_artifacts(run.info.run_id, "overlays")}
+    validation = manifests.read(phantom_manifest).validation
+    assert overlays == {f"overlays/{case.id}.png" for case in validation}
+
+
+def test_an_exception_says_failed_and_why(phantom_manifest, tmp_path):
+    def explode(_):
+        raise ZeroDivisionError("loss of nothing")
+
+    with pytest.raises(ZeroDivisionError):
+        trainer(phantom_manifest, tmp_path, explode).run()
+    assert rows(tmp_path, "select status from runs") == [("FAILED",)]
+    assert rows(tmp_path, "select value from tags where key = 'failure'") == [("ZeroDivisionError: loss of nothing",)]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_says_killed(phantom_manifest, tmp_path, how):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(phantom_manifest, tmp_path, lambda _: os.kill(os.getpid(), how)).run()
+    assert rows(tmp_path, "select status from runs") == [("KILLED",)]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_two_runs_never_mix(phantom_manifest, tmp_path):
+    def explode(_):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trainer(phantom_manifest, tmp_path, explode).run()
+    trainer(phantom_manifest, tmp_path).run()
+    points = rows(
+        tmp_path, "select status, count(*) from runs join metrics using (run_uuid) where key = 'loss' group by run_uuid"
+    )
+    assert sorted(points) == [("FAILED", 1), ("FINISHED", 2)]
+
+
+def test_a_real_training_stopped_by_sigterm(phantom_manifest, tmp_path):
+    words = [
+        "--manifest",
+        phantom_manifest,
+        "--output_dir",
+        tmp_path,
+        "--epochs",
+        "1000",
+        "--patch",
+        "64",
+        "--workers",
+        "1",
+    ]
+    line = [sys.executable, "-m", "pipeline", "run", "neuron_em_segmentation", "training", *map(str, words)]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "last.pt").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert rows(tmp_path, "select status from runs") == [("KILLED",)]
+
+
+def test_paths_of_patients_do_not_reach_the_store(trained, phantom_dir):
+    found = [path for path in trained.rglob("*") if path.is_file() and b"patient-01/image.tif" in path.read_bytes()]
+    assert found == []
+
+
+def test_nested_config_becomes_flat_parameters():
+    assert flattened({"a": {"b": [1, {"c": None}]}, "d": []}) == {"a.b.0": "1", "a.b.1.c": "None", "d": "[]"}
+    assert len(flattened({"long": "x" * 9000})["long"]) == 6000
