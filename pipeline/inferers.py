@@ -44,7 +44,7 @@ MOST_ELEMENTS = 2**26
 """Elements of a tensor that the analysis still handles one by one."""
 
 BLIND_STRIDE = 64
-"""Where a network cannot be analysed, tiles start at multiples of the largest divisor of this and the tile."""
+"""Where a network cannot be analysed, tiles start at multiples of what divides this and the tile."""
 
 MOST_TILES = 24
 """Numbers of tiles per axis that the search for the cheapest tile looks at."""
@@ -84,6 +84,7 @@ class Analysis:
     axes: tuple[Reach, ...]
     reason: str
     twin: nn.Module | None = None
+    dtype: torch.dtype = torch.float32
     plans: dict[Any, "Plan"] = field(default_factory=dict)
     peaks: dict[Any, float] = field(default_factory=dict)
     warned: set[Any] = field(default_factory=set)
@@ -301,7 +302,7 @@ def analyse(network: nn.Module, channels: int, dims: int, *args: Any, **kwargs: 
         start = probe.first_size()
         axes = [probe.reach(axis, start) for axis in range(dims)]
         dtype = next((p.dtype for p in network.parameters()), torch.float32)
-        return Analysis(tuple(axes), "; ".join(sorted(probe.notes)), probe.meta.to(dtype))
+        return Analysis(tuple(axes), "; ".join(sorted(probe.notes)), probe.meta.to(dtype), dtype)
 
 
 class _Probe:
@@ -719,7 +720,7 @@ class OverlapTileInferer(Inferer):
             ValueError: the network and the arguments do not go together; the sentence says how they would.
         """
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        analysis, plan = self._planned(image.shape, image.dtype, network, args=args, kwargs=kwargs)
+        analysis, plan = self._planned(image.shape, network, args=args, kwargs=kwargs)
         run = _Run(image, network, plan, args=args, kwargs=kwargs)
         key = (plan.shape, plan.tile, plan.margin, plan.border)
         if not plan.exact and key not in analysis.warned:
@@ -735,7 +736,6 @@ class OverlapTileInferer(Inferer):
         shape: Sequence[int],
         network: Callable[..., torch.Tensor],
         *args: Any,
-        dtype: torch.dtype = torch.float32,
         **kwargs: Any,
     ) -> Plan:
         """Say what a call with inputs of this shape would do.
@@ -744,7 +744,6 @@ class OverlapTileInferer(Inferer):
             shape: (N, C, H, W) or (N, C, H, W, D).
             network: as for a call.
             args: as for a call.
-            dtype: of the inputs.
             kwargs: as for a call.
 
         Returns:
@@ -753,16 +752,10 @@ class OverlapTileInferer(Inferer):
         Raises:
             ValueError: as for a call.
         """
-        return self._planned(tuple(shape), dtype, network, args=args, kwargs=kwargs)[1]
+        return self._planned(tuple(shape), network, args=args, kwargs=kwargs)[1]
 
     def _planned(
-        self,
-        shape: tuple[int, ...],
-        dtype: torch.dtype,
-        network: Callable[..., Any],
-        *,
-        args: Any,
-        kwargs: Any,
+        self, shape: tuple[int, ...], network: Callable[..., Any], *, args: Any, kwargs: Any
     ) -> tuple[Analysis, Plan]:
         if len(shape) not in (4, 5) or min(shape) < 1:
             raise ValueError(f"`inputs` must be (N, C, H, W) or (N, C, H, W, D), none empty, got {tuple(shape)}")
@@ -772,9 +765,9 @@ class OverlapTileInferer(Inferer):
         analysis = self._analysis(shape, network, args, kwargs)
         training = isinstance(network, nn.Module) and network.training
         settings = (self.tile, self.border, self.margin, self.memory_gb, self.batch_size)
-        key = (tuple(shape), dtype, settings, torch.is_grad_enabled(), training)
+        key = (tuple(shape), settings, torch.is_grad_enabled(), training)
         if key not in analysis.plans:
-            analysis.plans[key] = _Planner(self, shape, dtype, network=network, analysis=analysis).plan()
+            analysis.plans[key] = _Planner(self, shape, network, analysis).plan()
             logger.info("%s", analysis.plans[key])
         return analysis, analysis.plans[key]
 
@@ -798,9 +791,13 @@ class OverlapTileInferer(Inferer):
         """Make do with the `tile` and `margin` that were given, for a network that keeps its input's size."""
         if self.tile is None or self.margin is None:
             raise ValueError(f"{reason}: give `tile` and `margin`")
-        tiles = _per_axis(self.tile, dims)
-        axes = tuple(Reach(stride=math.gcd(t, BLIND_STRIDE), lost=0, halo=None, least=t) for t in tiles)
-        return Analysis(axes, reason)
+        axes = []
+        for tile, margin in zip(_per_axis(self.tile, dims), _per_axis(self.margin, dims), strict=True):
+            stride = math.gcd(tile, BLIND_STRIDE)
+            while stride > 1 and stride > tile - 2 * margin:
+                stride //= 2
+            axes.append(Reach(stride, lost=0, halo=None, least=tile))
+        return Analysis(tuple(axes), reason)
 
     def _measured(self, run: "_Run", analysis: Analysis) -> str:
         """Say how much one tile in the middle of the image changes when its margin grows."""
@@ -824,10 +821,8 @@ class OverlapTileInferer(Inferer):
 class _Planner:
     """Chooses the tile for images of one shape."""
 
-    def __init__(
-        self, inferer: OverlapTileInferer, shape: Sequence[int], dtype: torch.dtype, *, network: Any, analysis: Analysis
-    ) -> None:
-        self.inferer, self.network, self.analysis, self.dtype = inferer, network, analysis, dtype
+    def __init__(self, inferer: OverlapTileInferer, shape: Sequence[int], network: Any, analysis: Analysis) -> None:
+        self.inferer, self.network, self.analysis = inferer, network, analysis
         self.images, self.channels, self.sizes = shape[0], shape[1], tuple(shape[2:])
         lost = [r.lost for r in analysis.axes]
         self.border = inferer.border or ("mirror" if any(lost) else "network")
@@ -964,12 +959,12 @@ class _Planner:
         return self._free
 
     def _fits(self, tile: Sequence[int]) -> bool:
-        return not self._bytes(tile) > self.budget
+        return self._bytes(tile) <= self.budget
 
     def _bytes(self, tile: Sequence[int]) -> float:
         """Estimate the peak of one batch of tiles, in bytes; nan where the network does not run without data."""
         tiles = math.prod(a.count for a in self._axes(tile)) * self.images
-        key = (min(self.inferer.batch_size, tiles), self.channels, *tile, self.dtype, torch.is_grad_enabled())
+        key = (min(self.inferer.batch_size, tiles), self.channels, *tile, torch.is_grad_enabled())
         if key not in self.analysis.peaks:
             self.analysis.peaks[key] = self._estimate(key[: len(tile) + 2])
         return self.analysis.peaks[key]
@@ -979,7 +974,7 @@ class _Planner:
         if twin is None:
             return math.nan
         try:
-            return WORKSPACE * peak_bytes(twin, torch.empty(shape, dtype=self.dtype, device="meta"))
+            return WORKSPACE * peak_bytes(twin, torch.empty(shape, dtype=self.analysis.dtype, device="meta"))
         except (RuntimeError, ValueError, TypeError):
             return math.nan
 
@@ -1068,7 +1063,7 @@ def _device(network: Any) -> torch.device:
 def _sizes(name: str, value: Any, least: int) -> int | tuple[int, ...] | None:
     if value is None:
         return None
-    values = [value] if isinstance(value, int) else list(value)
+    values = list(value) if isinstance(value, Sequence) else [value]
     if not values or not all(isinstance(v, int) and v >= least for v in values):
         raise ValueError(f"`{name}` must be None or whole numbers of at least {least}, got {value!r}")
     return value if isinstance(value, int) else tuple(values)
