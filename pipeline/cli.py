@@ -50,21 +50,25 @@ class SplitBy(StrEnum):
 def main() -> None:
     """Run the command; a user's mistake ends it with one sentence and an exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; what was complete is on disk\n")
-        sys.exit(INTERRUPTED)
+        code = app(standalone_mode=False) or 0
     except Exception as error:
-        if hasattr(error, "format_message"):  # click's own: an unknown option, a missing argument
-            sys.stderr.write(f"error: {error.format_message()}\n")
-            sys.exit(InputError.exit_code)
-        mistake = user_error(error)
-        if mistake is None:
-            raise
-        sys.stderr.write(f"error: {mistake}\n")
-        sys.exit(mistake.exit_code)
+        sys.exit(_say(error))
+    if code == INTERRUPTED:
+        sys.stderr.write("interrupted; what was complete is on disk\n")
+        eval("0")  # Python forgets that an interrupt passed through an eval() of MONAI's; else it exits by signal
+    sys.exit(code)
+
+
+def _say(error: Exception) -> int:
+    """Print the sentence for a user's mistake and give its exit code; raise again what is a defect of ours."""
+    if hasattr(error, "format_message"):  # an unknown option, a missing argument
+        sys.stderr.write(f"error: {error.format_message()}\n")
+        return InputError.exit_code
+    mistake = user_error(error)
+    if mistake is None:
+        raise error
+    sys.stderr.write(f"error: {mistake}\n")
+    return mistake.exit_code
 
 
 @app.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["OMP_NUM_THREADS"] = "1"  # small images; threads of several processes would wait for each other
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
