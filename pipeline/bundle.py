@@ -110,7 +110,7 @@ def prepare(
     parser = _parser(bundle, files)
     for key in overrides:
         if key.replace("::", "#") not in parser:
-            known = [str(name) for name in parser.config]
+            known = list(_config(parser))
             raise InputError(f"{bundle.name} has no key {key!r} for {workflow}{_did_you_mean(key, known)}")
     settings = dict(overrides)
     for key in PATH_KEYS:
@@ -154,6 +154,11 @@ def _parser(bundle: Path, files: Sequence[str]) -> ConfigParser:
     return parser
 
 
+def _config(parser: ConfigParser) -> dict[str, Any]:
+    config: Any = parser.config
+    return config
+
+
 def _overlay(bundle: Path, name: str) -> str:
     file = f"configs/{name if name.endswith('.yaml') else name + '.yaml'}"
     if not (bundle / file).is_file():
@@ -178,7 +183,7 @@ def _problems(parser: ConfigParser) -> Iterator[str]:
     imported = _imported_names(parser)
     yield from (problem for problem in imported if problem.startswith("imports"))
     names = {*EXPRESSION_GLOBALS, *imported}
-    for place, value in _walk(parser.config):
+    for place, value in _walk(_config(parser)):
         if isinstance(value, Mapping) and "_target_" in value:
             yield from _target_problems(place, value)
         elif isinstance(value, str):
@@ -192,7 +197,7 @@ def _problems(parser: ConfigParser) -> Iterator[str]:
 def _imported_names(parser: ConfigParser) -> set[str]:
     """Names that the config's `imports` bind; a sentence that starts with `imports` for each that fails."""
     scope: dict[str, Any] = {}
-    for line in parser.config.get("imports", []):
+    for line in _config(parser).get("imports", []):
         try:
             exec(str(line).removeprefix("$"), scope)
         except (ImportError, SyntaxError, AttributeError) as error:
@@ -216,6 +221,7 @@ def _target_problems(place: str, component: Mapping[str, Any]) -> Iterator[str]:
         return
     located = target if "." in target else _monai_component(target)
     module, _, name = (located or "").rpartition(".")
+    thing: Any
     thing, found = optional_import(module, name=name) if module else (None, False)
     if not found:
         yield f"{place}: _target_ {target!r} cannot be imported"

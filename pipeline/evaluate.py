@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.index import file_digest
 from pipeline.manifest import read
 from pipeline.metrics import dice, dice_empty_scored, overlap_counts, pixel_error, pooled
-from pipeline.tracking import classes, items
+from pipeline.tracking import cases_of, classes
 
 BASELINE = "otsu"
 NETWORK = "network"
@@ -71,7 +71,7 @@ class CaseTable:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _count(self, engine: Engine) -> None:
-        for item, output in zip(items(engine.state.batch), engine.state.output, strict=True):
+        for item, output in cases_of(engine):
             image = output[CommonKeys.IMAGE].detach().float().cpu().numpy()
             label = output[CommonKeys.LABEL].detach().cpu().numpy()
             prediction = output[CommonKeys.PRED].detach().cpu().numpy()
@@ -114,8 +114,8 @@ def otsu(image: np.ndarray, foreground: str) -> np.ndarray:
     """Otsu's threshold of one image: (H, W) of any range -> (H, W) uint8, 1 on the `dark` or `bright` side."""
     if (image == image.flat[0]).all():
         return np.zeros(image.shape, np.uint8)
-    threshold = threshold_otsu(image)
-    return (image <= threshold if foreground == "dark" else image > threshold).astype(np.uint8)
+    bright = image > threshold_otsu(image)
+    return (~bright if foreground == "dark" else bright).astype(np.uint8)
 
 
 def tabulate(rows: Sequence[dict[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:

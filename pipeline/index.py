@@ -36,7 +36,7 @@ class _Page:
 def pixel_digest(array: np.ndarray) -> str:
     """SHA-256 over dtype, shape and values of a decoded (C, H, W) array, whatever file it came from."""
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array))
+    digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

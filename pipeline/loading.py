@@ -171,8 +171,10 @@ def write_probabilities(pages: Iterable[np.ndarray], path: Path) -> None:
 def _write_tiff(pages: Iterable[np.ndarray], path: Path) -> None:
     with tifffile.TiffWriter(path) as writer:
         for page in pages:
-            planar = {"planarconfig": "separate"} if page.ndim == 3 else {}
-            writer.write(page, photometric="minisblack", compression="zlib", contiguous=False, metadata=None, **planar)
+            planar = "separate" if page.ndim == 3 else None
+            writer.write(
+                page, photometric="minisblack", planarconfig=planar, compression="zlib", contiguous=False, metadata=None
+            )
 
 
 def _image(path: Path, page: int | None) -> MetaTensor:
@@ -189,7 +191,7 @@ def _series(folder: Path) -> MetaTensor:
 
 def _meta_tensor(array: np.ndarray, path: Path, affine: torch.Tensor) -> MetaTensor:
     meta = {"filename_or_obj": str(path), "spatial_shape": array.shape[1:], "original_channel_dim": 0}
-    return MetaTensor(torch.as_tensor(array), affine=affine, meta=meta)
+    return MetaTensor(torch.as_tensor(np.ascontiguousarray(array)), affine=affine, meta=meta)
 
 
 def _place(path: Path, page: int | None) -> str:

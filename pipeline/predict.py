@@ -15,7 +15,7 @@ from monai.inferers import Inferer
 from monai.utils import CommonKeys
 
 from pipeline import dicom
-from pipeline.errors import DataError, InputError
+from pipeline.errors import DataError, InputError, user_error
 from pipeline.loading import IMAGE_SUFFIXES, page_shapes, write_labels, write_probabilities
 from pipeline.progress import Progress, silent
 
@@ -100,9 +100,12 @@ class Predictor:
                 self._predict(job)
                 written.append(job.target)
                 logger.info("%s -> %s", job.source, job.target)
-            except InputError as error:
-                failures.append(str(error))
-                logger.warning("passed over: %s", error)
+            except Exception as error:  # MONAI wraps what a transform raises
+                mistake = user_error(error)
+                if mistake is None:
+                    raise
+                failures.append(str(mistake))
+                logger.warning("passed over: %s", mistake)
         if failures:
             lines = "".join(f"\n  {failure}" for failure in failures)
             raise DataError(f"{len(failures)} of {len(jobs)} inputs could not be predicted:{lines}")

@@ -98,7 +98,8 @@ def _blocks(patient: str, sections: list[Case], shares: dict[str, float], gap: i
         )
     sizes = {name: max(1, round(shares[name] * free)) for name in wanted}
     sizes[wanted[0]] += free - sum(sizes.values())
-    place, start = {}, 0
+    place: dict[str, str] = {}
+    start = 0
     for name in wanted:
         place |= dict.fromkeys(ordered[start : start + sizes[name]], name)
         start += sizes[name] + gap

@@ -82,7 +82,7 @@ class TrackingHandler:
         self.optimizer = optimizer
         self.artifacts = [Path(path) for path in artifacts]
         self.config = dict(config) if config is not None else running_config()
-        self.run_id: str | None = None
+        self.run_id = ""
         self._previous_sigterm: Any = None
 
     def attach(self, engine: Engine) -> None:
@@ -122,11 +122,10 @@ class TrackingHandler:
         self._clock = time.perf_counter()
 
     def _iteration(self, engine: Engine) -> None:
-        outputs = engine.state.output
-        first = outputs[0] if isinstance(outputs, list) else outputs
-        self._images += len(outputs) if isinstance(outputs, list) else len(first[CommonKeys.IMAGE])
-        if CommonKeys.LOSS in first:
-            self._losses.append(float(first[CommonKeys.LOSS]))
+        outputs: Any = engine.state.output  # taken apart into cases, the batch's loss with each of them
+        self._images += len(outputs)
+        if CommonKeys.LOSS in outputs[0]:
+            self._losses.append(float(outputs[0][CommonKeys.LOSS]))
 
     def _epoch_completed(self, engine: Engine) -> None:
         seconds = time.perf_counter() - self._clock
@@ -151,7 +150,7 @@ class TrackingHandler:
         logger.info("epoch %d  validation  %s  (best %.4g at epoch %d)", state.epoch, shown, best, best_epoch)
 
     def _keep_pictures(self, evaluator: Engine) -> None:
-        for item, output in zip(items(evaluator.state.batch), evaluator.state.output, strict=True):
+        for item, output in cases_of(evaluator):
             if len(self._pictures) < OVERLAYS and output[CommonKeys.IMAGE].ndim == 3:
                 image, reference, prediction = (
                     output[key].detach().float().cpu().numpy()
@@ -168,20 +167,20 @@ class TrackingHandler:
 
     def _exception(self, _: Engine, error: BaseException) -> None:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        if self.run_id is not None and not stopped:
+        if self.run_id and not stopped:
             self.client.set_tag(self.run_id, "failure", f"{type(error).__name__}: {error}"[:PARAM_VALUE_LENGTH])
         self._end("KILLED" if stopped else "FAILED")
         raise error
 
     def _end(self, status: str) -> None:
         """Say how it ended, once: Ignite raises an exception's event twice."""
-        if self.run_id is None:
+        if not self.run_id:
             return
         self.client.set_terminated(self.run_id, status)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._previous_sigterm or signal.SIG_DFL)
         logger.info("MLflow run %s is %s; results in %s", self.run_id, status, self.output_dir)
-        self.run_id = None
+        self.run_id = ""
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
@@ -200,7 +199,7 @@ def running_config() -> dict[str, Any]:
     """
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
-        owner = frame.f_locals.get("self")
+        owner: Any = frame.f_locals.get("self")
         if type(owner).__module__ == "monai.bundle.config_parser" and type(owner).__name__ == "ConfigParser":
             return {key: value for key, value in owner.config.items() if key != "_meta_"}
         frame = frame.f_back
@@ -254,11 +253,11 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(v) for name, v in values.items() if isinstance(v, (int, float)) and np.isfinite(v)}
 
 
-def items(batch: Any) -> list[dict[str, Any]]:
-    """A collated batch as one dict per case with its `id`."""
-    if isinstance(batch, list):
-        return batch
-    return [{"id": case} for case in batch["id"]]
+def cases_of(engine: Engine) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """An engine's batch taken apart into cases: the item with its `id` and `patient`, and the output for it."""
+    items: Any = engine.state.batch
+    outputs: Any = engine.state.output
+    return list(zip(items, outputs, strict=True))
 
 
 def classes(label: np.ndarray) -> np.ndarray:

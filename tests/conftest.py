@@ -1,6 +1,7 @@
 """Synthetic patients that the tests share, and the real data where it is at hand."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -11,6 +12,24 @@ os.environ["OMP_NUM_THREADS"] = "1"  # small images; threads of several processe
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """A bundle's logging.conf speaks for the whole process: every test starts and ends without one."""
+
+    def reset():
+        for name, logger in logging.root.manager.loggerDict.items():
+            if isinstance(logger, logging.Logger):
+                logger.disabled = False
+                if name == "pipeline":
+                    logger.setLevel(logging.NOTSET)
+                    logger.handlers.clear()
+                    logger.propagate = True
+
+    reset()
+    yield
+    reset()
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,10 @@ from monai.inferers import SlidingWindowInferer
 from monai.networks.nets import BasicUNet, DynUNet, FlexibleUNet
 from torch import nn
 
-from pipeline.inferers import LiveBytes, OverlapTileInferer, analyse, available_bytes, mirror, peak_bytes
+from pipeline.inferers import OverlapTileInferer, mirror
+from pipeline.memory import LiveBytes, available_bytes, peak_bytes
 from pipeline.networks import UNet
+from pipeline.reach import analyse
 
 ALIVE = ["leakyrelu", {"negative_slope": 0.3}]
 LAW = settings(deadline=None, max_examples=15, derandomize=True, phases=[Phase.explicit, Phase.generate])

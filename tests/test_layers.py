@@ -9,7 +9,10 @@ from tests.conftest import ROOT
 FLOORS = [
     ["errors", "progress"],
     ["atomic"],
-    ["networks", "inferers", "precision", "metrics", "manifest", "overlay", "dicom"],
+    ["networks", "precision", "metrics", "manifest", "overlay", "dicom", "line", "memory"],
+    ["reach"],
+    ["tiling"],
+    ["inferers"],
     ["loading"],
     ["index"],
     ["split", "audit", "phantom", "checkpoint", "tracking"],

@@ -1,0 +1,124 @@
+"""The image's files, without building it: `docker/smoke_test.sh` does that."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCKER = ROOT / "docker"
+DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+README = (DOCKER / "README.md").read_text()
+SMOKE_TEST = (DOCKER / "smoke_test.sh").read_text()
+
+
+def run_tool(name, *arguments):
+    """Run a checker that is installed beside this Python or on the PATH; skip where it is not."""
+    tool = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    if tool is None:
+        pytest.skip(f"{name} is not installed")
+    return subprocess.run([tool, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+
+
+def assert_clean(done):
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def subcommands():
+    from typer.main import get_command
+
+    from pipeline.cli import app
+
+    return set(get_command(app).commands)
+
+
+def test_dockerfile_is_clean():
+    assert_clean(run_tool("hadolint", DOCKER / "Dockerfile"))
+
+
+def test_smoke_test_is_clean():
+    assert_clean(run_tool("shellcheck", DOCKER / "smoke_test.sh"))
+
+
+def test_smoke_test_is_bash():
+    assert_clean(run_tool("bash", "-n", DOCKER / "smoke_test.sh"))
+
+
+def test_compose_file_follows_the_specification():
+    assert_clean(run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / "compose.yaml"))
+
+
+def test_specification_refuses_a_misspelt_key(tmp_path):
+    misspelt = tmp_path / "compose.yaml"
+    misspelt.write_text((DOCKER / "compose.yaml").read_text().replace("read_only:", "readonly:"))
+    done = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", misspelt)
+    assert done.returncode == 1
+    assert "readonly" in done.stdout
+
+
+def test_compose_service_is_confined():
+    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["overtile"]
+    assert service["network_mode"] == "none"
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert f"USER {service['user']}" in DOCKERFILE
+    assert [volume.split("}:")[1] for volume in service["volumes"]] == ["/data:ro", "/out"]
+
+
+def test_copied_paths_exist_and_reach_the_build():
+    allowed = {line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
+    copied = [path for line in re.findall(r"^COPY (?!--)(.+) \S+$", DOCKERFILE, re.MULTILINE) for path in line.split()]
+    assert "bundles" in copied
+    assert "pipeline" in copied
+    for path in copied:
+        assert (ROOT / path).exists(), path
+        assert path in allowed
+
+
+@pytest.mark.parametrize("kept_out", ["data", "docker/work", ".git", ".venv"])
+def test_the_build_sees_nothing_else(kept_out):
+    lines = (DOCKER / "Dockerfile.dockerignore").read_text().splitlines()
+    assert "*" in lines
+    assert f"!{kept_out}" not in lines
+
+
+def test_health_check_is_a_command_on_a_bundle_that_is_there():
+    command, bundle = re.search(r'CMD \["overtile", "(\w+)", "(\w+)"\]', DOCKERFILE).groups()
+    assert command in subcommands()
+    assert (ROOT / "bundles" / bundle).is_dir()
+    assert f"BUNDLE={bundle}\n" in SMOKE_TEST
+
+
+def test_base_image_has_a_python_that_the_package_takes():
+    import tomllib
+
+    from packaging.specifiers import SpecifierSet
+
+    version = re.search(r"^ARG BASE_IMAGE=docker\.io/library/python:([\d.]+)-slim-\w+$", DOCKERFILE, re.MULTILINE)[1]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert version in SpecifierSet(project["requires-python"])
+
+
+def test_every_command_in_the_readme_exists():
+    used = set(re.findall(r"^overtile (\w+)", README, re.MULTILINE))
+    assert used >= {"index", "split", "audit", "run", "evaluate", "predict"}
+    assert used <= subcommands()
+
+
+def test_every_file_in_the_readme_exists():
+    for path in re.findall(r"docker/[\w.]+\.(?:yaml|sh)|docker/Dockerfile", README):
+        assert (ROOT / path).is_file(), path
+
+
+def test_readme_shows_the_end_of_the_smoke_test():
+    shown = re.findall(r"^ok    (.+?)(?: \(\d+ s\))?$", README, re.MULTILINE)
+    assert len(shown) > 3
+    for what in shown:
+        assert f'"{what}"' in SMOKE_TEST, what
+    checks = len(re.findall(r"^(?:must|check) \"", SMOKE_TEST, re.MULTILINE))
+    assert f"\n{checks} passed, 0 failed\n" in README
