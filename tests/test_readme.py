@@ -1,0 +1,57 @@
+"""Every command of the README is run, or is a target of the Makefile."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+TOUR = next(block for block in BLOCKS if block.startswith("overtile")).splitlines()
+
+SMALLER = ["--epochs", "1", "--patch", "64", "--patches_per_case", "1", "--workers", "0"]
+"""Added to the tour's training, so that it takes seconds."""
+
+
+def shell(words, folder):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        words, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_tour_has_six_lines_and_runs(tmp_path):
+    assert len(TOUR) == 6
+    done = shell(
+        ["overtile", "phantom", "em", "demo/data", "--patients", "5", "--sections", "2", "--size", "64"], tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    for line in TOUR:
+        words = shlex.split(line)
+        done = shell(words + (SMALLER if words[1] == "run" else []), tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert len(list((tmp_path / "mine/labels").rglob("image.tif"))) == 5
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "setup", "lint", "smoke", "test-slow", "clean"])
+def test_the_makefile_has_and_lists_the_target(target):
+    assert shell(["make", "-n", target], ROOT).returncode == 0
+    assert re.search(rf"^{target} ", shell(["make"], ROOT).stdout, re.MULTILINE)
+
+
+def test_other_commands_of_the_readme_are_make_targets():
+    others = [line for block in BLOCKS for line in block.splitlines() if line not in TOUR]
+    assert others == ["make demo", "make test"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docker/README.md", "bundles/neuron_em_segmentation/docs/README.md"])
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    missing = [link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()]
+    assert missing == []
