@@ -7,6 +7,7 @@ import builtins
 import contextlib
 import difflib
 import inspect
+import logging
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,6 +85,8 @@ def run(bundle: Path, workflow: str, overrides: Mapping[str, Any], overlays: Seq
         InputError: the workflow or an override is unknown, or what the run itself says to its user.
     """
     files, settings = prepare(bundle, workflow, overrides, overlays)
+    for name in ("monai.bundle.scripts", "monai.bundle.workflows"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they repeat the command line
     with contextlib.chdir(bundle):
         monai_run(run_id=workflow, config_file=files, **settings)
 

@@ -306,9 +306,11 @@ def _table(*columns: str) -> Table:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
+    """One line each, in columns; a message is never wrapped, so that it can be searched for."""
+    width = max((len(finding.rule) for finding in findings), default=0)
     for finding in findings:
         colour = "red" if finding.severity == "error" else "yellow"
-        console.print(f"[{colour}]{finding.severity}[/]  {escape(finding.rule)}: {escape(finding.message)}")
+        console.print(f"[{colour}]{finding.severity:<7}[/]  {finding.rule:<{width}}  {escape(finding.message)}")
 
 
 def _print_scores(table: dict[str, Any]) -> None:

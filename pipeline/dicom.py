@@ -57,6 +57,9 @@ highdicom alone accepts a tilt of 2.5 degrees, 13 mm over a scan of 300 mm.
 GRID_TOLERANCE_MM = 0.01
 """Two grids are one where no voxel is further apart: decimal strings in headers are rounded."""
 
+BINARY, FRACTIONAL = hd.seg.SegmentationTypeValues.BINARY, hd.seg.SegmentationTypeValues.FRACTIONAL
+"""The kinds of SEG that are written: label maps, and probabilities."""
+
 REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What pydicom and highdicom raise on a header or on pixels that they cannot take."""
 
@@ -219,11 +222,51 @@ def write_segmentation(
     """
     _check_labels(labels, series, class_names)
     frames = labels.T.astype(np.min_scalar_type(len(class_names)))  # (X, Y, Z) -> (Z, Y, X)
+    _write_seg(series.grid.with_array(frames), series, path, BINARY, class_names=class_names, version=version)
+
+
+@_odd_values_pass()
+def write_probabilities(
+    probabilities: NDArray[np.floating], series: Series, path: Path, *, class_names: Sequence[str], version: str
+) -> None:
+    """Write class probabilities as a FRACTIONAL DICOM SEG, one segment per class, in steps of 1/255.
+
+    Args:
+        probabilities: ``(classes, X, Y, Z)`` in [0, 1] on the grid of `series.volume`, background left out.
+        series: what they were computed on.
+        path: the file to write; its folder is made where it is missing.
+        class_names: one name per class.
+        version: of the software or model that made them.
+
+    Raises:
+        InputError: the shape does not fit the series and the names, or the header does not allow a SEG.
+    """
+    if probabilities.shape != (len(class_names), *series.volume.shape):
+        raise InputError(
+            f"{series.folder}: probabilities of shape {probabilities.shape} do not fit {len(class_names)} classes on "
+            f"a volume of shape {series.volume.shape}"
+        )
+    frames = np.clip(probabilities.transpose(3, 2, 1, 0), 0, 1).astype(np.float32)  # (C, X, Y, Z) -> (Z, Y, X, C)
+    grid = series.grid.with_array(
+        frames, channels={hd.ChannelDescriptor("SegmentNumber"): list(range(1, len(class_names) + 1))}
+    )
+    _write_seg(grid, series, path, FRACTIONAL, class_names=class_names, version=version)
+
+
+def _write_seg(
+    pixels: hd.Volume,
+    series: Series,
+    path: Path,
+    kind: hd.seg.SegmentationTypeValues,
+    *,
+    class_names: Sequence[str],
+    version: str,
+) -> None:
     try:
         segmentation = hd.seg.Segmentation(
             source_images=series.sources,
-            pixel_array=series.grid.with_array(frames),
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            pixel_array=pixels,
+            segmentation_type=kind,
             segment_descriptions=_describe(class_names, version),
             series_instance_uid=hd.UID(),
             series_number=SEGMENTATION_SERIES_NUMBER,
@@ -233,7 +276,7 @@ def write_segmentation(
             manufacturer_model_name="Overtile",
             software_versions=version,
             device_serial_number="none",  # must not be empty, and software has none
-            omit_empty_frames=bool(frames.any()),
+            omit_empty_frames=bool(pixels.array.any()),
             specific_character_set=UTF8,
             series_description="Overtile segmentation",
         )

@@ -1,5 +1,6 @@
 """The two ways in which a user's input can be wrong, each told in one sentence."""
 
+import errno
 import re
 import sys
 from types import TracebackType
@@ -17,11 +18,25 @@ class DataError(InputError):
     exit_code = 1
 
 
+SITE_ERRORS = {
+    errno.EACCES: "give the user who runs this the right to it, or choose another folder",
+    errno.EPERM: "give the user who runs this the right to it, or choose another folder",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.ENOSPC: "make room, or choose another folder",
+    errno.EDQUOT: "make room, or choose another folder",
+    errno.EISDIR: "this is a folder, a file is needed",
+    errno.ENOTDIR: "a file stands where a folder is needed",
+}
+"""What a site can mend itself, by error number, and how."""
+
+
 def user_error(error: BaseException | None) -> InputError | None:
     """The user's mistake behind an error, if there is one: MONAI and data loading wrap it in errors of their own."""
     while error is not None:
         if isinstance(error, InputError) and "Traceback" not in str(error):
             return error
+        if isinstance(error, OSError) and error.errno in SITE_ERRORS and error.filename:
+            return InputError(f"{error.filename}: {error.strerror}; {SITE_ERRORS[error.errno]}")
         # A DataLoader's worker process hands on its traceback as text.
         for kind, sentence in re.findall(r"^pipeline\.errors\.(\w+): (.*)$", str(error), re.MULTILINE):
             return DataError(sentence) if kind == "DataError" else InputError(sentence)

@@ -126,19 +126,18 @@ class Predictor:
         write_labels((self._labels(page)[0] for page in predicted), job.target)
 
     def _predict_series(self, job: Job) -> None:
-        if self.probabilities:
-            raise InputError(f"{job.source}: probabilities of a DICOM series are not written; ask for labels")
         volume = self._preprocessed(job.source, None)
         if self.spatial_dims == 3:
-            labels = self._labels(self._infer(volume[None])[0])[0]
+            probabilities = self._infer(volume[None])[0]
         else:
-            # (1, X, Y, Z) -> a batch of slices (Z, 1, Y, X): rows first, as an image is stored.
-            slices = self._infer(volume.permute(3, 0, 2, 1).contiguous())
-            labels = np.stack([self._labels(page)[0].T for page in slices], axis=-1)
+            # (1, X, Y, Z) -> a batch of slices (Z, 1, Y, X), rows first as an image is stored -> (classes, X, Y, Z)
+            probabilities = self._infer(volume.permute(3, 0, 2, 1).contiguous()).permute(1, 3, 2, 0)
         series = dicom.read_series(job.source)
-        dicom.write_segmentation(
-            labels, series, job.target, class_names=self.class_names[1:], version=version("overtile")
-        )
+        about: dict[str, Any] = {"class_names": self.class_names[1:], "version": version("overtile")}
+        if self.probabilities:
+            target = job.target.with_name(job.target.stem + "_probabilities.dcm")
+            dicom.write_probabilities(probabilities[1:].numpy(), series, target, **about)
+        dicom.write_segmentation(self._labels(probabilities)[0], series, job.target, **about)
 
     def _page(self, source: Path, number: int | None) -> torch.Tensor:
         """Probabilities of one image, (classes, H, W) float32 on the CPU."""

@@ -1,6 +1,7 @@
 import logging
 import shutil
 
+import highdicom
 import numpy as np
 import pytest
 import tifffile
@@ -119,6 +120,19 @@ def test_a_dicom_series_is_answered_with_a_seg_at_the_same_place(threshold_bundl
     stored, place = dicom.read_segmentation(tmp_path / "out/ct.dcm")
     centre = place @ [*np.argwhere(stored).mean(0), 1]
     np.testing.assert_allclose(centre, series.affine @ [*np.argwhere(truth).mean(0), 1])
+
+
+def test_probabilities_of_a_series_are_a_fractional_seg(threshold_bundle, tmp_path):
+    truth = write_ct_patient(tmp_path / "ct", seed=3)
+    predict(tmp_path / "ct", tmp_path / "out", threshold_bundle / "model.pt", threshold_bundle, probabilities=True)
+    stored = highdicom.seg.segread(tmp_path / "out/ct_probabilities.dcm")
+    volume = stored.get_volume(rescale_fractional=True)
+    lesion = volume.array[..., 0] > 0.5
+    affine = volume.get_affine("RAS") if hasattr(volume, "get_affine") else np.diag([-1, -1, 1, 1]) @ volume.affine
+    centre = affine @ [*np.argwhere(lesion).mean(0), 1]
+    np.testing.assert_allclose(centre, dicom.read_series(tmp_path / "ct").affine @ [*np.argwhere(truth).mean(0), 1])
+    assert lesion.sum() == truth.sum()
+    assert (stored.SegmentationType, stored.SegmentationFractionalType) == ("FRACTIONAL", "PROBABILITY")
 
 
 def test_a_two_dimensional_network_goes_through_a_series_slice_by_slice(checkpoint, tmp_path, caplog):
