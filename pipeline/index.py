@@ -227,6 +227,12 @@ def _modality(example: Path, modality: Sequence[str]) -> dict[str, str]:
 def _partitions(cases: list[Case], kept: Manifest | None) -> dict[str, list[dict[str, Any]]]:
     """Known cases stay in their partition with their extra columns; new ones stand under `unassigned`."""
     before = {case.id: (name, case) for name, case in kept.cases()} if kept else {}
+    lost = [id_ for id_, (name, _) in before.items() if name in PARTITIONS and id_ not in {case.id for case in cases}]
+    if lost:
+        raise InputError(
+            f"{len(lost)} cases that have a partition were not found again, {lost[0]} first: a patient keeps its "
+            "partition for good, so restore the files (and the pseudonym key), or take the cases out of the manifest"
+        )
     partitions: dict[str, list[dict[str, Any]]] = {name: [] for name in (*PARTITIONS, "unassigned")}
     for case in cases:
         name, old = before.get(case.id, ("unassigned", None))

@@ -82,6 +82,15 @@ def test_a_second_index_keeps_partitions_columns_and_texts(phantom_dir, phantom_
     assert {case.patient for case in after.unassigned} == {"patient-09"}
 
 
+def test_cases_with_a_partition_do_not_vanish(phantom_dir, phantom_manifest, tmp_path):
+    folder = shutil.copytree(phantom_dir, tmp_path / "data")
+    shutil.rmtree(folder / "patient-02")
+    with pytest.raises(InputError, match="3 cases that have a partition were not found again, patient-02_000 first"):
+        index_phantom(folder, previous=phantom_manifest)
+    with pytest.raises(InputError, match="12 cases that have a partition were not found again"):
+        index_phantom(phantom_dir, previous=phantom_manifest, key=b"another key")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
