@@ -27,6 +27,9 @@ INTERRUPTED = 130
 LINE_EVERY_SECONDS = 10
 """Where there is no terminal, long work prints a plain line this often."""
 
+PLAIN_WIDTH = 160
+"""Columns of a table where there is no terminal."""
+
 app = typer.Typer(
     help="Medical image segmentation on MONAI: index, audit, split, train, evaluate, predict.",
     no_args_is_help=True,
@@ -35,7 +38,7 @@ app = typer.Typer(
 )
 phantom_app = typer.Typer(help="Make synthetic patients with exactly known labels.", no_args_is_help=True)
 app.add_typer(phantom_app, name="phantom")
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 Folder = Annotated[Path | None, typer.Option(help="Folder of the manifest's paths; default: the manifest's own.")]
 
