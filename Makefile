@@ -33,7 +33,8 @@ demo: setup  ## synthetic patients through the whole line: index, audit, split, 
 	$(BIN)/overtile evaluate --bundle $(BUNDLE) --manifest $(DEMO)/data/manifest.json \
 	    --checkpoint $(DEMO)/run/model.pt --output $(DEMO)/run
 	@echo "Label maps of every patient: $(DEMO)/labels"
-	@echo "Review the runs in a browser: $(BIN)/mlflow server --backend-store-uri sqlite:///$(DEMO)/run/mlflow.db --port 5000"
+	@echo "Review the runs: $(BIN)/mlflow server --workers 1 --backend-store-uri sqlite:///$(DEMO)/run/mlflow.db --port 5000"
+	@echo "then open        http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 
 test: setup  ## the test suite, without the slow proofs
 	$(BIN)/python -m pytest

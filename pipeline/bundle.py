@@ -10,6 +10,7 @@ import inspect
 import logging
 import re
 import shlex
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def run(bundle: Path, workflow: str, overrides: Mapping[str, Any], overlays: Seq
     files, settings = prepare(bundle, workflow, overrides, overlays)
     for name in ("monai.bundle.scripts", "monai.bundle.workflows"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they repeat the command line
-    with contextlib.chdir(bundle):
+    with contextlib.chdir(bundle), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="parsing config_file")  # that configs are code, the README says
         monai_run(run_id=workflow, config_file=files, **settings)
 
 

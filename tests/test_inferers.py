@@ -429,3 +429,13 @@ def test_a_network_that_is_changed_is_analysed_again():
     assert inferer.plan((1, 1, 64, 64), net).margin == (1, 1)
     net.append(nn.Conv2d(1, 1, 5, padding=2))
     assert inferer.plan((1, 1, 64, 64), net).margin == (3, 3)
+
+
+@pytest.mark.slow
+def test_the_network_of_2015_at_its_own_width_and_tile():
+    torch.manual_seed(0)
+    net = UNet(2, 1, 2).eval()
+    image = torch.randn(1, 1, 600, 500)
+    out, plan = tiled(net, image, tile=572)
+    assert (plan.tiles, plan.step, plan.margin, plan.exact) == (4, (384, 384), (92, 92), True)
+    assert error(out, whole(net, image, 16, lost=92, least=188)) < 1e-5
