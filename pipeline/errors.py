@@ -35,6 +35,8 @@ def user_error(error: BaseException | None) -> InputError | None:
     while error is not None:
         if isinstance(error, InputError) and "Traceback" not in str(error):
             return error
+        if isinstance(error, ValueError) and _raised_by_us(error):
+            return InputError(str(error))
         if isinstance(error, OSError) and error.errno in SITE_ERRORS and error.filename:
             return InputError(f"{error.filename}: {error.strerror}; {SITE_ERRORS[error.errno]}")
         # A DataLoader's worker process hands on its traceback as text.
@@ -42,6 +44,14 @@ def user_error(error: BaseException | None) -> InputError | None:
             return DataError(sentence) if kind == "DataError" else InputError(sentence)
         error = error.__cause__ or error.__context__
     return None
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether one of our own files raised it: their ValueErrors are sentences about an argument, made to be read."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("pipeline.")
 
 
 def say_plainly() -> None:

@@ -14,7 +14,7 @@ import torch
 from monai.inferers import Inferer
 from monai.utils import CommonKeys
 
-from pipeline import dicom
+from pipeline import dicom, seg
 from pipeline.errors import DataError, InputError, user_error
 from pipeline.loading import IMAGE_SUFFIXES, page_shapes, write_labels, write_probabilities
 from pipeline.progress import Progress, silent
@@ -136,8 +136,8 @@ class Predictor:
         about: dict[str, Any] = {"class_names": self.class_names[1:], "version": version("overtile")}
         if self.probabilities:
             target = job.target.with_name(job.target.stem + "_probabilities.dcm")
-            dicom.write_probabilities(probabilities[1:].numpy(), series, target, **about)
-        dicom.write_segmentation(self._labels(probabilities)[0], series, job.target, **about)
+            seg.write_probabilities(probabilities[1:].numpy(), series, target, **about)
+        seg.write_segmentation(self._labels(probabilities)[0], series, job.target, **about)
 
     def _page(self, source: Path, number: int | None) -> torch.Tensor:
         """Probabilities of one image, (classes, H, W) float32 on the CPU."""

@@ -19,6 +19,15 @@ def test_what_a_site_can_mend_is_a_sentence(number, advice):
     assert mistake.exit_code == 2
 
 
+def test_a_wrong_argument_of_a_network_is_a_sentence():
+    from pipeline.networks import UNet
+
+    with pytest.raises(ValueError, match="padding") as caught:
+        UNet(2, 1, 2, padding="same")
+    assert "padding" in str(user_error(caught.value))
+    assert user_error(ValueError("somebody else's")) is None
+
+
 def test_a_defect_of_ours_stays_one():
     assert user_error(OSError(errno.EBADF, "bad file", "/out/run")) is None
     assert user_error(TypeError("x")) is None

@@ -10,7 +10,7 @@ FLOORS = [
     ["errors", "progress"],
     ["atomic"],
     ["networks", "precision", "metrics", "manifest", "overlay", "dicom", "line", "memory"],
-    ["reach"],
+    ["reach", "seg"],
     ["tiling"],
     ["inferers"],
     ["loading"],
@@ -22,7 +22,7 @@ FLOORS = [
 ]
 """From the cellar up; files of one floor do not know each other."""
 
-ONLY = {"pydicom": {"dicom"}, "highdicom": {"dicom"}, "monai.bundle": {"bundle"}, "mlflow": {"tracking"}}
+ONLY = {"pydicom": {"dicom", "seg"}, "highdicom": {"dicom", "seg"}, "monai.bundle": {"bundle"}, "mlflow": {"tracking"}}
 """Packages that are imported in one place."""
 
 FILES = {path.stem: path for path in (ROOT / "pipeline").glob("*.py") if path.stem != "__init__"}

@@ -9,7 +9,7 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline import bundle, dicom
+from pipeline import bundle, dicom, seg
 from pipeline.errors import DataError, InputError
 from pipeline.loading import read_page
 from pipeline.phantom import ct_volume, write_ct_patient
@@ -114,10 +114,10 @@ def test_a_dicom_series_is_answered_with_a_seg_at_the_same_place(threshold_bundl
     truth = write_ct_patient(tmp_path / "ct", seed=3)
     predict(tmp_path / "ct", tmp_path / "out", threshold_bundle / "model.pt", threshold_bundle)
     series = dicom.read_series(tmp_path / "ct")
-    labels, affine = dicom.read_segmentation(tmp_path / "out/ct.dcm", series=series)
+    labels, affine = seg.read_segmentation(tmp_path / "out/ct.dcm", series=series)
     np.testing.assert_allclose(affine, series.affine)
     np.testing.assert_array_equal(labels, truth)
-    stored, place = dicom.read_segmentation(tmp_path / "out/ct.dcm")
+    stored, place = seg.read_segmentation(tmp_path / "out/ct.dcm")
     centre = place @ [*np.argwhere(stored).mean(0), 1]
     np.testing.assert_allclose(centre, series.affine @ [*np.argwhere(truth).mean(0), 1])
 
@@ -139,7 +139,7 @@ def test_a_two_dimensional_network_goes_through_a_series_slice_by_slice(checkpoi
     write_ct_patient(tmp_path / "in/ct", seed=3)
     with caplog.at_level(logging.INFO, "pipeline"):
         predict(tmp_path / "in", tmp_path / "out", checkpoint)
-    labels, _ = dicom.read_segmentation(tmp_path / "out/ct.dcm", series=dicom.read_series(tmp_path / "in/ct"))
+    labels, _ = seg.read_segmentation(tmp_path / "out/ct.dcm", series=dicom.read_series(tmp_path / "in/ct"))
     assert labels.shape == (64, 48, 20)
 
 
