@@ -24,7 +24,7 @@ SHOWN = 5
 def audit(manifest: Manifest, root: Path, *, thorough: bool = True, progress: Progress = silent) -> list[Finding]:
     """Check a dataset.
 
-    The cheap part reads the manifest, file sizes and headers: missing files, shapes, patients and equal pixels
+    The cheap part reads the manifest and headers: missing files, shapes, patients and equal pixels
     in two partitions. The thorough part decodes every case: changed and unreadable files, undeclared raw label
     values, NaN, constant images, classes that no case has.
 
@@ -46,7 +46,7 @@ def audit(manifest: Manifest, root: Path, *, thorough: bool = True, progress: Pr
 
 
 def checked_cases(
-    manifest_path: str | Path, root: str | Path | None, partition: str, class_names: Sequence[str]
+    manifest_path: str | Path, root: str | Path | None, partition: str, class_names: Sequence[str], channels: int
 ) -> list[dict[str, Any]]:
     """The cases of a partition as MONAI items, after the cheap part of the audit.
 
@@ -55,6 +55,7 @@ def checked_cases(
         root: folder that its paths are relative to; None is the manifest's own folder.
         partition: `training`, `validation` or `test`.
         class_names: the classes that the network separates, class 0 first; the manifest must declare the same.
+        channels: that the network takes.
 
     Returns:
         One dict per case with `id`, `patient`, absolute `image` and `label`, and `page` in a stack.
@@ -78,9 +79,11 @@ def checked_cases(
             f"{manifest_path}: declares the classes {', '.join(declared) or 'none'}; "
             f"this bundle separates {', '.join(class_names)}, in this order"
         )
+    if len(manifest.modality) != channels:
+        raise DataError(f"{manifest_path}: images of {len(manifest.modality)} channels, this bundle takes {channels}")
     cases = manifest.partition(partition)
     if not cases:
-        raise DataError(f"{manifest_path}: no case in `{partition}`; deal the patients with `overtile split` first")
+        raise DataError(f"{manifest_path}: no case in `{partition}`; `overtile split` deals unassigned patients")
     return [_item(case, folder) for case in cases]
 
 
@@ -197,7 +200,7 @@ def _contents(manifest: Manifest, root: Path, broken: set[str], progress: Progre
     findings = list(changed)
     present: set[int] = set()
     with ThreadPoolExecutor() as pool:
-        results = pool.map(lambda case: _decoded(case, root, manifest.label_values), cases)
+        results = pool.map(lambda case: _decoded(case, root, manifest.label_values, len(manifest.modality)), cases)
         for found, classes in progress(results, len(cases), "cases"):
             findings += found
             present |= classes
@@ -223,7 +226,7 @@ def _changed_files(cases: list[Case], root: Path, progress: Progress) -> Iterato
                 yield Finding("error", "changed file", case_id, message)
 
 
-def _decoded(case: Case, root: Path, label_values: dict[str, int]) -> tuple[list[Finding], set[int]]:
+def _decoded(case: Case, root: Path, label_values: dict[str, int], channels: int) -> tuple[list[Finding], set[int]]:
     """Findings on one decoded case, and the classes that its label has."""
     findings: list[Finding] = []
 
@@ -232,6 +235,8 @@ def _decoded(case: Case, root: Path, label_values: dict[str, int]) -> tuple[list
 
     try:
         image = read_page(root / case.image, case.page)
+        if image.shape[0] != channels:
+            add("error", "different channels", f"{case.id}: {image.shape[0]} channels, the manifest names {channels}")
         if not np.isfinite(image).all():
             add("error", "NaN or infinity", f"{case.id}: {np.count_nonzero(~np.isfinite(image))} pixels are not finite")
         elif (image == image.flat[0]).all():
@@ -244,7 +249,7 @@ def _decoded(case: Case, root: Path, label_values: dict[str, int]) -> tuple[list
             raw = read_page(root / case.label, case.page)
             classes = set(np.unique(to_class_indices(raw, label_values, case.id)).tolist())
     except DataError as error:
-        add("error", "undeclared label value", str(error))
+        add("error", "unusable label", str(error))
     except InputError as error:
         add("error", "unreadable file", str(error))
     return findings, classes

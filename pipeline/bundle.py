@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import inspect
 import logging
+import math
 import re
 import shlex
 import warnings
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from monai.bundle import ConfigParser
 from monai.bundle import run as monai_run
@@ -27,6 +29,12 @@ BASES = {"training": "train.yaml", "evaluating": "evaluate.yaml", "predicting": 
 
 PATH_KEYS = ("manifest", "dataset_dir", "output_dir", "checkpoint", "source")
 """Top-level keys that hold a path; the caller's relative paths are meant from the caller's folder."""
+
+COUNTS = ("epochs", "batch_size", "patch", "patches_per_case", "val_interval", "depth")
+"""Top-level keys that must be at least 1."""
+
+SQLITE = "sqlite:///"
+"""How a tracking URI begins that names a file."""
 
 EXPRESSION_GLOBALS = ("monai", "torch", "np", "numpy", *dir(builtins))
 """Names that MONAI lets every `$` expression see."""
@@ -75,7 +83,7 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             if not queue:
                 raise InputError(f"--{key} has no value; write --{key} VALUE")
             value = queue.pop(0)
-        overrides[key] = _literal(value)
+        overrides[key] = value if key in PATH_KEYS else _literal(value)
     return overrides
 
 
@@ -117,10 +125,12 @@ def prepare(
         if key.replace("::", "#") not in parser:
             known = list(_config(parser))
             raise InputError(f"{bundle.name} has no key {key!r} for {workflow}{_did_you_mean(key, known)}")
-    settings = dict(overrides)
+    settings = {key: _checked(key, value, _config(parser).get(key)) for key, value in overrides.items()}
     for key in PATH_KEYS:
-        if isinstance(settings.get(key), str):
-            settings[key] = str(Path(settings[key]).absolute())
+        if settings.get(key) is not None:
+            settings[key] = str(Path(str(settings[key])).absolute())
+    if str(settings.get("tracking_uri")).startswith(SQLITE):
+        settings["tracking_uri"] = SQLITE + str(Path(settings["tracking_uri"].removeprefix(SQLITE)).absolute())
     return files, settings
 
 
@@ -162,6 +172,21 @@ def _parser(bundle: Path, files: Sequence[str]) -> ConfigParser:
 def _config(parser: ConfigParser) -> dict[str, Any]:
     config: Any = parser.config
     return config
+
+
+def _checked(key: str, value: Any, default: Any) -> Any:
+    """An override of the same kind as the number, or of at least 1 as the count, that it replaces."""
+    if key == "device" and str(value).startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("--device cuda: there is no CUDA device here; say cpu, or leave it out")
+    if isinstance(default, bool) or not isinstance(default, (int, float)):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        raise InputError(f"--{key} must be a number such as {default}, got {value!r}")
+    if isinstance(default, int) and not isinstance(value, int):
+        raise InputError(f"--{key} must be a whole number such as {default}, got {value!r}")
+    if value < (key in COUNTS):
+        raise InputError(f"--{key} must be at least {int(key in COUNTS)}, got {value!r}")
+    return value
 
 
 def _overlay(bundle: Path, name: str) -> str:

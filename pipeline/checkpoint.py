@@ -13,6 +13,9 @@ from ignite.engine import Engine, Events
 from pipeline.atomic import atomic
 from pipeline.errors import InputError
 
+PREVIOUS = "previous_"
+"""How the name of a checkpoint begins that an earlier training left."""
+
 
 class SaveBest:
     """A handler of the validation engine: writes the network's weights whenever its key metric is a new best.
@@ -39,6 +42,9 @@ class SaveBest:
 class SaveLast:
     """A handler of the training engine: writes its whole state after every epoch.
 
+    When the training starts, the checkpoints of an earlier one in the same folder are set aside as `previous_*.pt`:
+    nobody evaluates them by mistake for the new ones.
+
     Args:
         objects: name -> what has a `state_dict` (network, optimizer, scheduler).
         path: of the file.
@@ -50,7 +56,13 @@ class SaveLast:
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine's epochs."""
+        engine.add_event_handler(Events.STARTED, self._set_aside)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _set_aside(self, _: Engine) -> None:
+        for old in self.path.parent.glob("*.pt"):
+            if not old.name.startswith(PREVIOUS):
+                old.replace(old.with_name(PREVIOUS + old.name))
 
     def __call__(self, engine: Engine) -> None:
         """Write the state."""
@@ -77,6 +89,8 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
         raise InputError(f"{path}: not a readable checkpoint") from None
+    if "network" in state and "optimizer" in state:
+        raise InputError(f"{path}: is the state of a training; the weights to use are beside it, in model.pt")
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +44,10 @@ console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_W
 Folder = Annotated[Path | None, typer.Option(help="Folder of the manifest's paths; default: the manifest's own.")]
 
 
+MORE = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Commands that hand further words on as overrides of a bundle's keys."""
+
+
 class SplitBy(StrEnum):
     """What is dealt to partitions as a whole."""
 
@@ -52,6 +57,7 @@ class SplitBy(StrEnum):
 
 def main() -> None:
     """Run the command; a user's mistake ends it with one sentence and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stop is a Ctrl-C: files half written are removed
     try:
         code = app(standalone_mode=False) or 0
     except Exception as error:
@@ -86,6 +92,9 @@ def index(
     ] = None,
     patient: Annotated[str | None, typer.Option(help="The only patient, where the pattern names none.")] = None,
     modality: Annotated[list[str] | None, typer.Option(help="Name of a channel; repeat.")] = None,
+    spacing_mm: Annotated[
+        tuple[float, float] | None, typer.Option(help="Height and width of a pixel, where it is known.")
+    ] = None,
     key: Annotated[Path | None, typer.Option(help="Pseudonym key; default: overtile.key beside the manifest.")] = None,
     public: Annotated[bool, typer.Option("--public", help="Patient names are public: keep them.")] = False,
 ) -> None:
@@ -93,6 +102,8 @@ def index(
     from pipeline import index as indexing
     from pipeline import manifest as manifests
 
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
     secret = None if public else indexing.read_key(key or out.parent / "overtile.key")
     manifest = indexing.index(
         root,
@@ -103,13 +114,14 @@ def index(
         patient=patient,
         key=secret,
         modality=modality or (),
+        spacing_mm=spacing_mm,
         previous=out,
         progress=_progress,
     )
     manifests.write(manifest, out)
     cases = list(manifest.cases())
     patients = len({case.patient for _, case in cases})
-    console.print(f"{len(cases)} cases of {patients} patients, {len(manifest.unassigned)} unassigned -> {out}")
+    _print(f"{len(cases)} cases of {patients} patients, {len(manifest.unassigned)} unassigned -> {out}")
 
 
 @app.command()
@@ -127,6 +139,8 @@ def split(
     from pipeline import manifest as manifests
     from pipeline.split import split_by_patient, split_by_section
 
+    if because and by is SplitBy.patient:
+        raise InputError("--because goes with --by section: a split by patient needs no excuse")
     before = manifests.read(manifest)
     if by is SplitBy.section:
         after = split_by_section(before, fractions, gap, because)
@@ -139,7 +153,7 @@ def split(
         cases = after.partition(partition)
         table.add_row(partition, str(len(cases)), str(len({case.patient for case in cases})))
     console.print(table)
-    console.print(f"{dealt} cases dealt by {by.value}; every earlier one kept its partition -> {manifest}")
+    _print(f"{dealt} cases dealt by {by.value}; every earlier one kept its partition -> {manifest}")
 
 
 @app.command()
@@ -152,6 +166,7 @@ def audit(
     from dataclasses import asdict
 
     from pipeline import audit as auditing
+    from pipeline.atomic import atomic
     from pipeline.manifest import read
 
     root = dataset_dir or manifest.parent
@@ -159,15 +174,16 @@ def audit(
         raise InputError(f"{root}: no such folder; say --dataset-dir")
     findings = auditing.audit(read(manifest), root, progress=_progress)
     if json_file:
-        json_file.write_text(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
+        with atomic(json_file) as temporary:
+            temporary.write_text(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
     _print_findings(findings)
     errors = sum(finding.severity == "error" for finding in findings)
-    console.print(f"{errors} errors, {len(findings) - errors} warnings in {manifest}")
+    _print(f"{errors} errors, {len(findings) - errors} warnings in {manifest}")
     if errors:
         raise typer.Exit(DataError.exit_code)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(context_settings=MORE)
 def run(
     context: typer.Context,
     bundle: Annotated[str, typer.Argument(help="Name under bundles/, or a path.")],
@@ -189,14 +205,15 @@ def check(bundle: Annotated[str, typer.Argument(help="Name under bundles/, or a 
     folder = bundles.find(bundle)
     problems = bundles.check(folder)
     for problem in problems:
-        console.print(escape(problem))
-    console.print(f"{folder.name}: {len(problems)} problems")
+        _print(problem)
+    _print(f"{folder.name}: {len(problems)} problems")
     if problems:
         raise typer.Exit(DataError.exit_code)
 
 
-@app.command()
+@app.command(context_settings=MORE)
 def evaluate(
+    context: typer.Context,
     bundle: Annotated[str, typer.Option(help="Name under bundles/, or a path.")],
     manifest: Annotated[Path, typer.Option(help="Manifest of the cases.")],
     output: Annotated[Path, typer.Option(help="Folder for evaluation.json and worst.png.")],
@@ -205,7 +222,7 @@ def evaluate(
     dataset_dir: Folder = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: mlflow.db in --output.")] = None,
 ) -> None:
-    """Score a checkpoint on a partition: a table per patient, beside Otsu's threshold where that makes sense."""
+    """Score a checkpoint on a partition: a table per patient, beside Otsu's threshold; further words are overrides."""
     from pipeline import bundle as bundles
 
     overrides = {
@@ -216,14 +233,15 @@ def evaluate(
         "dataset_dir": str(dataset_dir) if dataset_dir else None,
         "tracking_uri": tracking_uri,
     }
-    _run(bundles.find(bundle), "evaluating", {k: v for k, v in overrides.items() if v is not None}, ())
+    _run(bundles.find(bundle), "evaluating", _given(overrides, context), ())
     table = json.loads((output / "evaluation.json").read_text())
     _print_scores(table)
-    console.print(f"Every case: {output / 'evaluation.json'}\nThe worst ones: {output / 'worst.png'}")
+    _print(f"Every case: {output / 'evaluation.json'}\nThe worst ones: {output / 'worst.png'}")
 
 
-@app.command()
+@app.command(context_settings=MORE)
 def predict(
+    context: typer.Context,
     bundle: Annotated[str, typer.Option(help="Name under bundles/, or a path.")],
     source: Annotated[Path, typer.Option("--input", help="Image, DICOM folder, or a folder of such.")],
     output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
@@ -231,7 +249,7 @@ def predict(
     match: Annotated[str | None, typer.Option(help="Glob that files must match, say '*/image.tif'.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
 ) -> None:
-    """Write a label map for every input, in its format and geometry. Exit code 1 if an input was passed over."""
+    """Write a label map for every input, in its format and geometry. Exit code 1 if one was passed over."""
     from pipeline import bundle as bundles
 
     folder = bundles.find(bundle)
@@ -242,8 +260,8 @@ def predict(
         "match": match,
         "probabilities": probabilities,
     }
-    _run(folder, "predicting", {k: v for k, v in overrides.items() if v is not None}, ())
-    console.print(f"Label maps: {output}")
+    _run(folder, "predicting", _given(overrides, context), ())
+    _print(f"Label maps: {output}")
 
 
 @phantom_app.command("em")
@@ -258,7 +276,7 @@ def phantom_em(
     from pipeline.phantom import write_em_patients
 
     write_em_patients(folder, patients=patients, sections=sections, size=size, seed=seed, progress=_progress)
-    console.print(f"{patients} synthetic patients -> {folder}")
+    _print(f"{patients} synthetic patients -> {folder}")
 
 
 @phantom_app.command("ct")
@@ -270,15 +288,22 @@ def phantom_ct(
     from pipeline.phantom import write_ct_patient
 
     label = write_ct_patient(folder, seed=seed)
-    console.print(f"{label.shape[2]} slices, a lesion of {int(label.sum())} voxels -> {folder}")
+    _print(f"{label.shape[2]} slices, a lesion of {int(label.sum())} voxels -> {folder}")
 
 
 def _run(folder: Path, workflow: str, overrides: dict[str, Any], overlays: Sequence[str]) -> None:
     """Print the command that does the same, and do it."""
     from pipeline import bundle as bundles
 
-    console.print(f"$ {bundles.command(folder, workflow, overrides, overlays)}", markup=False, highlight=False)
+    _print(f"$ {bundles.command(folder, workflow, overrides, overlays)}")
     bundles.run(folder, workflow, overrides, overlays)
+
+
+def _given(options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """The options that were given, and further words as overrides: --width 8 --device cpu."""
+    from pipeline import bundle as bundles
+
+    return {key: value for key, value in options.items() if value is not None} | bundles.parse_overrides(context.args)
 
 
 def _class(word: str) -> tuple[str, int]:
@@ -298,7 +323,12 @@ def _progress(items: Iterable[Any], total: int, description: str) -> Iterator[An
         yield item
         if number == total or time.monotonic() - last > LINE_EVERY_SECONDS:
             last = time.monotonic()
-            console.print(f"{description} {number}/{total}")
+            _print(f"{description} {number}/{total}")
+
+
+def _print(text: str) -> None:
+    """Print as it is: brackets in a path are no markup."""
+    console.print(text, markup=False, highlight=False)
 
 
 def _table(*columns: str) -> Table:

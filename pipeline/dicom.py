@@ -7,6 +7,7 @@ nibabel and MONAI have it; DICOM itself counts in LPS.
 
 import hashlib
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -126,9 +127,21 @@ class Series:
         return float(x), float(y), float(z)
 
 
-def holds_slices(folder: Path) -> bool:
-    """Whether a file that lies directly in this folder is DICOM, judged by its first 132 bytes."""
-    return any(is_dicom(path) for path in sorted(folder.iterdir()) if path.is_file())
+def series_folders(folder: Path) -> list[Path]:
+    """The folders under a folder that each hold one series: the innermost that holds all files of it.
+
+    Files that are no slices (a DICOMDIR, a segmentation, a report, a text) do not count; a damaged one does, so that
+    its folder is read and refused by name.
+    """
+    series: dict[str, list[Path]] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and is_dicom(path)):
+        try:
+            uid = _series_uid(path)
+        except InputError:
+            uid = str(path.parent)
+        if uid is not None:
+            series.setdefault(uid, []).append(path.parent)
+    return sorted({Path(os.path.commonpath(homes)) for homes in series.values()})
 
 
 @odd_values_pass()

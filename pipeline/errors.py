@@ -24,6 +24,7 @@ SITE_ERRORS = {
     errno.EROFS: "choose a folder that can be written to",
     errno.ENOSPC: "make room, or choose another folder",
     errno.EDQUOT: "make room, or choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed",
     errno.EISDIR: "this is a folder, a file is needed",
     errno.ENOTDIR: "a file stands where a folder is needed",
 }
@@ -37,8 +38,9 @@ def user_error(error: BaseException | None) -> InputError | None:
             return error
         if isinstance(error, ValueError) and _raised_by_us(error):
             return InputError(str(error))
-        if isinstance(error, OSError) and error.errno in SITE_ERRORS and error.filename:
-            return InputError(f"{error.filename}: {error.strerror}; {SITE_ERRORS[error.errno]}")
+        if isinstance(error, OSError) and error.errno in SITE_ERRORS:
+            where = f"{error.filename}: " if error.filename else ""  # a full disk names no file
+            return InputError(f"{where}{error.strerror}; {SITE_ERRORS[error.errno]}")
         # A DataLoader's worker process hands on its traceback as text.
         for kind, sentence in re.findall(r"^pipeline\.errors\.(\w+): (.*)$", str(error), re.MULTILINE):
             return DataError(sentence) if kind == "DataError" else InputError(sentence)

@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import parse
+from pydantic import ValidationError
 
+from pipeline.atomic import atomic
 from pipeline.errors import InputError
 from pipeline.loading import IMAGE_SUFFIXES, page_shapes, read_page, read_pages
 from pipeline.manifest import PARTITIONS, Case, Manifest, read
@@ -21,6 +23,10 @@ from pipeline.progress import Progress, silent
 
 FIELDS = ("patient", "case", "page")
 """What a pattern may name; `{page}` is a number, the others stay inside one path component."""
+
+
+KEY_LENGTH = 32
+"""Fewest characters of a key: with a short or empty one, names could be guessed and confirmed."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class _Page:
 
 
 def pixel_digest(array: np.ndarray) -> str:
-    """SHA-256 over dtype, shape and values of a decoded (C, H, W) array, whatever file it came from."""
+    """SHA-256 over dtype, shape and values of a decoded (C, H, W) array, whatever the file format."""
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
@@ -54,10 +60,15 @@ def pseudonym(key: bytes, name: str) -> str:
 def read_key(path: Path) -> bytes:
     """The site's pseudonym key; made on first use, readable by its owner alone."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_hex(32) + "\n")
-    return path.read_text().strip().encode()
+        with atomic(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(secrets.token_hex(32) + "\n")
+    key = path.read_text(errors="replace").strip()
+    if len(key) < KEY_LENGTH:
+        raise InputError(
+            f"{path}: is no pseudonym key, it has {len(key)} characters of at least {KEY_LENGTH}; restore it"
+        )
+    return key.encode()
 
 
 def index(
@@ -70,6 +81,7 @@ def index(
     patient: str | None = None,
     key: bytes | None = None,
     modality: Sequence[str] = (),
+    spacing_mm: Sequence[float] | None = None,
     previous: Path | None = None,
     progress: Progress = silent,
 ) -> Manifest:
@@ -84,6 +96,7 @@ def index(
         patient: name of the only patient, where the pattern names none.
         key: pseudonym key; None keeps patient names as they are (public data only).
         modality: one name per channel.
+        spacing_mm: height and width of a pixel; None keeps what an earlier manifest says, or unknown.
         previous: an earlier manifest of this dataset, whose partitions, split and texts are kept.
         progress: told about every file.
 
@@ -92,25 +105,28 @@ def index(
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
+    kept = read(previous) if previous and previous.exists() else None
+    if kept and kept.name != name:
+        raise InputError(f"{previous}: is the manifest of {kept.name!r}, not of {name!r}; choose another --out")
     images = _find(root, image, patient)
-    labels = {(p.patient, p.case, p.page): p.path for p in _find(root, label, patient)} if label else {}
+    labels = _by_fields(_find(root, label, patient)) if label else {}
     if label:
         images = _pair(images, labels, image, label)
         _require_classes(root / next(iter(labels.values())), classes)
     digests = _digests(root, sorted({p.path for p in images} | set(labels.values())), progress)
     cases = [_case(page, labels.get((page.patient, page.case, page.page)), digests, key) for page in images]
     fields: dict[str, Any] = {"name": name}
-    kept = read(previous) if previous and previous.exists() else None
     if kept:
-        if kept.name != name:
-            raise InputError(f"{previous}: is the manifest of {kept.name!r}, not of {name!r}; choose another --out")
         fields = kept.model_dump(exclude_unset=True)
     fields["modality"] = _modality(root / images[0].path, modality)
     fields["labels"] = {str(i): class_name for i, (class_name, _) in enumerate(classes)}
     fields["label_values"] = {str(raw): i for i, (_, raw) in enumerate(classes)}
-    fields.setdefault("spacing_mm", None)
+    fields["spacing_mm"] = list(spacing_mm) if spacing_mm else fields.get("spacing_mm")
     fields.setdefault("split", None)
-    return Manifest(**(fields | _partitions(cases, kept)))
+    try:
+        return Manifest(**(fields | _partitions(cases, kept)))
+    except ValidationError as error:
+        raise InputError(f"{root}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def _find(root: Path, pattern: str, patient: str | None) -> list[_Page]:
@@ -128,8 +144,10 @@ def _find(root: Path, pattern: str, patient: str | None) -> list[_Page]:
         if found is None or any("/" in str(value) for value in found.named.values()):
             continue
         fields = found.named
-        who, what = fields.get("patient") or patient or "", fields.get("case") or ""
+        who, what = str(fields.get("patient", patient)), str(fields.get("case", ""))
         if "page" in fields:
+            if len(page_shapes(path)) > 1:
+                raise InputError(f"{relative}: is a stack, but the pattern {pattern!r} takes {{page}} from file names")
             pages.append(_Page(who, what, fields["page"], relative))
         else:
             count = len(page_shapes(path))
@@ -137,6 +155,16 @@ def _find(root: Path, pattern: str, patient: str | None) -> list[_Page]:
     if not pages:
         raise InputError(f"no file under {root} matches {pattern!r}; a path looks like {_example(root)}")
     return sorted(pages, key=lambda p: (p.patient, p.case, p.page or 0))
+
+
+def _by_fields(pages: list[_Page]) -> dict[tuple[str, str, int | None], str]:
+    """Patient, case and page -> path; two files of the same fields are refused."""
+    paths: dict[tuple[str, str, int | None], str] = {}
+    for p in pages:
+        other = paths.setdefault((p.patient, p.case, p.page), p.path)
+        if other != p.path:
+            raise InputError(f"{other} and {p.path}: two labels of the same patient, case and page")
+    return paths
 
 
 def _compile(pattern: str) -> parse.Parser:
@@ -178,6 +206,9 @@ def _pair(images: list[_Page], labels: Mapping[Any, str], image: str, label: str
 
 
 def _require_classes(example: Path, classes: Sequence[tuple[str, int]]) -> None:
+    for what, values in (("name", [n for n, _ in classes]), ("raw value", [raw for _, raw in classes])):
+        if len(set(values)) < len(values):
+            raise InputError(f"two classes with the same {what}: {', '.join(map(str, values))}")
     if len(classes) < 2:
         found = np.unique(read_page(example, 0 if len(page_shapes(example)) > 1 else None))[:8]
         raise InputError(

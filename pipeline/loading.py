@@ -152,11 +152,17 @@ class LoadCased(MapTransform):
         return _meta_tensor(indices, path, torch.eye(4))
 
 
-def write_labels(pages: Iterable[np.ndarray], path: Path) -> None:
-    """Write label maps, each (H, W) uint8 of class indices, as a PNG or as the pages of a TIFF; atomically."""
+def write_labels(pages: Iterable[np.ndarray], path: Path, like: Path | None = None) -> None:
+    """Write label maps as a PNG or as the pages of a TIFF; atomically.
+
+    Args:
+        pages: each (H, W) uint8 of class indices.
+        path: whose suffix says the format.
+        like: the image, whose resolution (pixels per unit) a TIFF takes over.
+    """
     with atomic(path) as temporary:
         if is_tiff(path):
-            _write_tiff(pages, temporary)
+            _write_tiff(pages, temporary, like)
         else:
             (page,) = pages
             Image.fromarray(page).save(temporary, format="PNG")
@@ -168,12 +174,23 @@ def write_probabilities(pages: Iterable[np.ndarray], path: Path) -> None:
         _write_tiff(pages, temporary)
 
 
-def _write_tiff(pages: Iterable[np.ndarray], path: Path) -> None:
+def _write_tiff(pages: Iterable[np.ndarray], path: Path, like: Path | None = None) -> None:
+    scale: dict[str, Any] = {}
+    if like is not None and is_tiff(like):
+        with tifffile.TiffFile(like) as tiff:
+            first: Any = tiff.pages.first
+            scale = {"resolution": first.resolution, "resolutionunit": first.resolutionunit}
     with tifffile.TiffWriter(path) as writer:
         for page in pages:
             planar = "separate" if page.ndim == 3 else None
             writer.write(
-                page, photometric="minisblack", planarconfig=planar, compression="zlib", contiguous=False, metadata=None
+                page,
+                photometric="minisblack",
+                planarconfig=planar,
+                compression="zlib",
+                contiguous=False,
+                metadata=None,
+                **scale,
             )
 
 
@@ -190,6 +207,8 @@ def _series(folder: Path) -> MetaTensor:
 
 
 def _meta_tensor(array: np.ndarray, path: Path, affine: torch.Tensor) -> MetaTensor:
+    if not np.isfinite(array).all():
+        raise DataError(f"{path}: {np.count_nonzero(~np.isfinite(array))} pixels are NaN or infinite")
     meta = {"filename_or_obj": str(path), "spatial_shape": array.shape[1:], "original_channel_dim": 0}
     return MetaTensor(torch.as_tensor(np.ascontiguousarray(array)), affine=affine, meta=meta)
 

@@ -118,12 +118,12 @@ class Predictor:
         pages = len(page_shapes(job.source))
         numbers: list[int | None] = list(range(pages)) if pages > 1 else [None]
         if not self.probabilities:
-            write_labels((self._labels(self._page(job.source, n))[0] for n in numbers), job.target)
+            write_labels((self._labels(self._page(job.source, n))[0] for n in numbers), job.target, job.source)
             return
         predicted = [self._page(job.source, number) for number in numbers]
         target = job.target.with_name(job.target.stem + "_probabilities.tif")
         write_probabilities((page.numpy() for page in predicted), target)
-        write_labels((self._labels(page)[0] for page in predicted), job.target)
+        write_labels((self._labels(page)[0] for page in predicted), job.target, job.source)
 
     def _predict_series(self, job: Job) -> None:
         volume = self._preprocessed(job.source, None)
@@ -183,26 +183,26 @@ def find_jobs(source: Path, output_dir: Path, match: str | None = None) -> list[
     if not jobs:
         kinds = ", ".join(IMAGE_SUFFIXES)
         raise InputError(f"{source}: nothing to predict; it holds no {kinds} file that matches and no DICOM series")
+    inputs = {job.source.resolve() for job in jobs}
+    taken: dict[Path, Path] = {}
     for job in jobs:
-        if job.target.resolve() == job.source.resolve():
-            raise InputError(f"{job.source}: the label map would overwrite the image; choose another output folder")
+        if job.target.resolve() in inputs:
+            raise InputError(f"{job.target}: a label map would overwrite this image; choose another output folder")
+        other = taken.setdefault(job.target.with_suffix(""), job.source)
+        if other != job.source:
+            raise InputError(f"{other} and {job.source}: their label maps would have one name; rename one of them")
     return jobs
 
 
 def _inside(folder: Path, output_dir: Path, match: str | None) -> Iterator[tuple[Path, Path]]:
-    """Image files and DICOM folders below a folder, with the path of their label map relative to the output."""
-    homes = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]
-    for home in homes:
-        if (
-            output_dir.resolve() in (home.resolve(), *home.resolve().parents)
-            and output_dir.resolve() != folder.resolve()
-        ):
+    """DICOM series and image files below a folder, with the path of their label map relative to the output."""
+    earlier = output_dir.resolve() if output_dir.resolve() != folder.resolve() else None
+    for home in dicom.series_folders(folder) if match is None else ():
+        if earlier is None or earlier not in (home.resolve(), *home.resolve().parents):
+            yield home, home.relative_to(folder).parent / f"{home.resolve().name}.dcm"
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if earlier in path.resolve().parents or not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
-        relative = home.relative_to(folder)
-        if match is None and dicom.holds_slices(home):
-            yield home, relative.parent / f"{home.name or 'series'}.dcm"
-            continue
-        for path in sorted(home.iterdir()):
-            name = path.relative_to(folder)
-            if path.suffix.lower() in IMAGE_SUFFIXES and (match is None or name.match(match)):
-                yield path, name
+        if match is None or name.match(match):
+            yield path, name

@@ -27,7 +27,13 @@ def split_by_patient(manifest: Manifest, fractions: Sequence[float], seed: int) 
     shares = _checked(fractions)
     if manifest.split and manifest.split.get("by") != "patient":
         raise InputError(f"this manifest is split by {manifest.split['by']}: index it anew to split it by patient")
-    home = {case.patient: name for name, case in manifest.cases() if name in PARTITIONS}
+    home: dict[str, str] = {}
+    for name, case in manifest.cases():
+        if name in PARTITIONS and home.setdefault(case.patient, name) != name:
+            raise InputError(
+                f"patient {case.patient!r} is in {home[case.patient]} and in {name}: that is a leak, "
+                "and which of the two is right is not for a program to say; correct the manifest"
+            )
     patients = {case.patient for _, case in manifest.cases()}
     wanted = [name for name in PARTITIONS if shares[name] > 0]
     if len(patients) < len(wanted):
@@ -43,6 +49,8 @@ def split_by_patient(manifest: Manifest, fractions: Sequence[float], seed: int) 
         )
         home[patient] = choice
         held[choice] += 1
+    if not manifest.unassigned:
+        return manifest
     record = {"by": "patient", "seed": seed, "fractions": list(fractions)}
     return _dealt(manifest, {case.id: home[case.patient] for _, case in manifest.cases()}, record)
 
@@ -68,12 +76,14 @@ def split_by_section(manifest: Manifest, fractions: Sequence[float], gap: int, b
     for patient in sorted({case.patient for case in manifest.unassigned} - settled):
         sections = [case for case in manifest.unassigned if case.patient == patient]
         place |= _blocks(patient, sections, shares, gap)
+    if all(place[case.id] == "unassigned" for case in manifest.unassigned):
+        return manifest
     record = {"by": "section", "fractions": list(fractions), "gap": gap, "because": because}
     return _dealt(manifest, place, record)
 
 
 def _checked(fractions: Sequence[float]) -> dict[str, float]:
-    if len(fractions) != len(PARTITIONS) or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    if len(fractions) != len(PARTITIONS) or not min(fractions) >= 0 or not abs(sum(fractions) - 1) <= 1e-6:
         raise InputError(
             f"fractions must be three numbers for {', '.join(PARTITIONS)} that add up to 1, "
             f"got {' '.join(f'{fraction:g}' for fraction in fractions)}"
@@ -98,6 +108,10 @@ def _blocks(patient: str, sections: list[Case], shares: dict[str, float], gap: i
         )
     sizes = {name: max(1, round(shares[name] * free)) for name in wanted}
     sizes[wanted[0]] += free - sum(sizes.values())
+    while sizes[wanted[0]] < 1:  # every block was rounded up
+        largest = max(sizes, key=lambda name: sizes[name])
+        sizes[largest] -= 1
+        sizes[wanted[0]] += 1
     place: dict[str, str] = {}
     start = 0
     for name in wanted:

@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import platform
+import re
 import signal
 import subprocess
 import threading
@@ -103,7 +104,7 @@ class TrackingHandler:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.client = MlflowClient(self.store)
         found = self.client.get_experiment_by_name(self.experiment)
-        location = (self.output_dir / "artifacts").resolve().as_uri() if self.store.startswith("sqlite:") else None
+        location = artifact_location(self.store)
         experiment_id = found.experiment_id if found else self.client.create_experiment(self.experiment, location)
         name = f"{self.partition} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
         self.run_id = self.client.create_run(experiment_id, run_name=name, tags=environment()).info.run_id
@@ -168,7 +169,7 @@ class TrackingHandler:
     def _exception(self, _: Engine, error: BaseException) -> None:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         if self.run_id and not stopped:
-            self.client.set_tag(self.run_id, "failure", f"{type(error).__name__}: {error}"[:PARAM_VALUE_LENGTH])
+            self.client.set_tag(self.run_id, "failure", without_paths(error))
         self._end("KILLED" if stopped else "FAILED")
         raise error
 
@@ -190,6 +191,22 @@ class TrackingHandler:
 def sqlite_store(folder: Path) -> str:
     """The tracking URI of the sqlite file in a folder of results."""
     return f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+
+
+def artifact_location(store: str) -> str | None:
+    """Where runs keep their files: beside an sqlite store; a server decides for itself."""
+    prefix = "sqlite:///"
+    if not store.startswith(prefix):
+        return None
+    return (Path(store.removeprefix(prefix)).resolve().parent / "artifacts").as_uri()
+
+
+def without_paths(error: BaseException) -> str:
+    """An error's type and text without file names, in which a patient's name may stand."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\S*[/\\][^:;,]*", "<path>", str(error))
+    return f"{type(error).__name__}: {text}"[:PARAM_VALUE_LENGTH]
 
 
 def running_config() -> dict[str, Any]:

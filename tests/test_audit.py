@@ -7,7 +7,7 @@ import tifffile
 from pipeline import manifest as manifests
 from pipeline.audit import audit, checked_cases
 from pipeline.errors import DataError, InputError
-from tests.conftest import REAL_DATA, ROOT, edited, real
+from tests.conftest import ROOT, edited, real
 
 CLASSES = ["cell", "membrane"]
 
@@ -40,8 +40,8 @@ def test_a_clean_dataset_has_no_findings(site):
 @pytest.mark.parametrize(
     ("file", "change", "expected"),
     [
-        ("label.tif", lambda s: s // 255, ("error", "undeclared label value")),
-        ("label.tif", lambda s: np.where(s == 0, 1, s), ("error", "undeclared label value")),
+        ("label.tif", lambda s: s // 255, ("error", "unusable label")),
+        ("label.tif", lambda s: np.where(s == 0, 1, s), ("error", "unusable label")),
         ("label.tif", lambda s: s[:, :60], ("error", "different shapes")),
         ("label.tif", lambda s: s[:2], ("error", "missing page")),
         ("image.tif", lambda s: set_page(s.astype(np.float32), 1, np.nan), ("error", "NaN or infinity")),
@@ -92,7 +92,7 @@ def test_sections_nearer_than_the_gap(site):
 
 
 def test_training_takes_checked_cases_with_absolute_paths(site):
-    cases = checked_cases(site / "manifest.json", None, "training", CLASSES)
+    cases = checked_cases(site / "manifest.json", None, "training", CLASSES, 1)
     assert len(cases) == 6
     assert cases[0]["image"].startswith(str(site))
     assert set(cases[0]) == {"id", "patient", "image", "label", "page"}
@@ -101,20 +101,19 @@ def test_training_takes_checked_cases_with_absolute_paths(site):
 def test_training_refuses_what_the_audit_finds(site):
     (site / "patient-02" / "image.tif").unlink()
     with pytest.raises(DataError, match=r"3 errors; `overtile audit` lists them\n  missing file: .*patient-02"):
-        checked_cases(site / "manifest.json", None, "training", CLASSES)
+        checked_cases(site / "manifest.json", None, "training", CLASSES, 1)
 
 
 def test_training_refuses_unassigned_cases_other_classes_and_other_folders(site):
     with pytest.raises(DataError, match="declares the classes cell, membrane; this bundle separates membrane, cell"):
-        checked_cases(site / "manifest.json", None, "training", CLASSES[::-1])
+        checked_cases(site / "manifest.json", None, "training", CLASSES[::-1], 1)
     with pytest.raises(InputError, match="dataset folder .* does not exist"):
-        checked_cases(site / "manifest.json", site / "nowhere", "training", CLASSES)
+        checked_cases(site / "manifest.json", site / "nowhere", "training", CLASSES, 1)
     edited(site / "manifest.json", site / "manifest.json", lambda m: m.update(unassigned=m.pop("training")))
-    with pytest.raises(DataError, match="no case in `training`; deal the patients with `overtile split` first"):
-        checked_cases(site / "manifest.json", None, "training", CLASSES)
+    with pytest.raises(DataError, match="no case in `training`; `overtile split` deals unassigned patients"):
+        checked_cases(site / "manifest.json", None, "training", CLASSES, 1)
 
 
 def test_the_real_em_manifest_is_clean():
     folder = real("isbi2012_em")
     assert audit(manifests.read(ROOT / "data_manifest" / "neuron_em.json"), folder) == []
-    assert REAL_DATA.is_dir()

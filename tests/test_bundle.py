@@ -144,6 +144,29 @@ def test_a_misspelt_override_is_refused():
     bundle.prepare(bundle.find(EM), "training", {"train#trainer#max_epochs": 5}, ())
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("epochs", "five", "--epochs must be a number such as 100, got 'five'"),
+        ("epochs", 0, "--epochs must be at least 1, got 0"),
+        ("epochs", 1.5, "--epochs must be a whole number"),
+        ("workers", -1, "--workers must be at least 0, got -1"),
+        ("learning_rate", (0, 1), "--learning_rate must be a number"),
+        ("learning_rate", float("nan"), "--learning_rate must be a number"),
+    ],
+)
+def test_numbers_are_numbers(key, value, sentence):
+    with pytest.raises(InputError, match=sentence):
+        bundle.prepare(bundle.find(EM), "training", {key: value}, ())
+
+
+def test_a_folder_called_2024_is_a_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    overrides = bundle.parse_overrides(["--output_dir", "2024", "--tracking_uri", "sqlite:///runs.db"])
+    _, settings = bundle.prepare(bundle.find(EM), "training", overrides, ())
+    assert settings == {"output_dir": str(tmp_path / "2024"), "tracking_uri": f"sqlite:///{tmp_path}/runs.db"}
+
+
 def test_unknown_bundles_workflows_and_overlays_are_named():
     with pytest.raises(InputError, match=f"no bundle 'brain'; there is {EM}"):
         bundle.find("brain")

@@ -38,9 +38,9 @@ def test_an_error_of_the_audit_is_exit_code_1(overtile, site, tmp_path):
     tifffile.imwrite(site / "patient-02/label.tif", labels // 255, photometric="minisblack")
     code, output = overtile("audit", site / "manifest.json", "--json", tmp_path / "findings.json")
     assert code == 1
-    assert "error    undeclared label value  patient-02_000: raw label values 1 are not declared" in output
+    assert "error    unusable label  patient-02_000: raw label values 1 are not declared" in output
     rules = {finding["rule"] for finding in json.loads((tmp_path / "findings.json").read_text())}
-    assert rules == {"changed file", "undeclared label value"}
+    assert rules == {"changed file", "unusable label"}
 
 
 def test_evaluate_prints_patients_beside_otsu(overtile, trained, phantom_manifest, tmp_path):
@@ -143,6 +143,50 @@ def test_split_by_section_is_recorded(overtile, phantom_dir, phantom_manifest, t
     code, _ = overtile(*words, "--because", "a test of three sections")
     assert code == 0
     assert manifests.read(path).split["because"] == "a test of three sections"
+
+
+def test_evaluation_refuses_a_dataset_with_errors(overtile, trained, site, tmp_path):
+    (site / "patient-02/image.tif").unlink()
+    words = ["--manifest", site / "manifest.json", "--checkpoint", trained / "model.pt", "--output", tmp_path / "out"]
+    code, output = overtile("evaluate", "--bundle", EM, *words)
+    assert code == 1
+    assert "3 errors; `overtile audit` lists them" in output
+
+
+def test_a_training_never_leaves_the_weights_of_an_earlier_one(overtile, site, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.pt").write_bytes(b"of an earlier training")
+    words = ["--manifest", site / "manifest.json", "--output_dir", tmp_path / "out", "--workers", 0, "--patch", 50]
+    code, output = overtile("run", EM, "training", *words)
+    assert (code, "the nearest valid sizes are 48 and 64" in output) == (2, True)
+    assert [path.name for path in (tmp_path / "out").glob("*.pt")] == ["previous_model.pt"]
+
+
+def test_keys_of_the_network_are_handed_on(overtile, phantom_dir, trained, tmp_path):
+    words = [
+        "--input",
+        phantom_dir / "patient-01/image.tif",
+        "--output",
+        tmp_path,
+        "--checkpoint",
+        trained / "model.pt",
+    ]
+    code, output = overtile("predict", "--bundle", EM, *words, "--width", 8)
+    assert (code, "weights of another network" in output) == (2, True)
+    code, output = overtile("predict", "--bundle", EM, *words[:-1], trained / "last.pt")
+    assert (code, "is the state of a training; the weights to use are beside it" in output) == (2, True)
+
+
+def test_the_ct_phantom_and_brackets_in_paths(overtile, tmp_path):
+    code, output = overtile("phantom", "ct", tmp_path / "[a]")
+    assert (code, output) == (0, f"20 slices, a lesion of 676 voxels -> {tmp_path / '[a]'}\n")
+
+
+def test_a_manifest_with_a_leak_is_not_dealt_on(overtile, phantom_manifest, tmp_path):
+    path = edited(phantom_manifest, tmp_path / "m.json", lambda m: m["test"].append(m["training"].pop()))
+    before = path.read_text()
+    code, output = overtile("split", path)
+    assert (code, "that is a leak" in output, path.read_text()) == (2, True, before)
 
 
 def test_check_is_clean(overtile):

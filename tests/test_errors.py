@@ -1,4 +1,5 @@
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,12 @@ def test_what_a_site_can_mend_is_a_sentence(number, advice):
     mistake = user_error(OSError(number, "it is so", "/out/run"))
     assert str(mistake).startswith(f"/out/run: it is so; {advice}")
     assert mistake.exit_code == 2
+
+
+def test_a_full_disk_names_no_file():
+    with pytest.raises(OSError, match="No space") as caught, Path("/dev/full").open("w") as full:
+        full.write("x" * 100_000)
+    assert str(user_error(caught.value)) == "No space left on device; make room, or choose another folder"
 
 
 def test_a_wrong_argument_of_a_network_is_a_sentence():

@@ -100,6 +100,9 @@ def test_cases_with_a_partition_do_not_vanish(phantom_dir, phantom_manifest, tmp
         ({"image": "{case}/image.tif"}, r"names no \{patient\}: add it, or say --patient NAME"),
         ({"label": "{patient}/mask.tif"}, "no file under .* matches .*mask"),
         ({"label": "{patient}/{case}.tif"}, "match the same files"),
+        ({"classes": [("a", 0), ("b", 0)]}, "two classes with the same raw value: 0, 0"),
+        ({"classes": [("a", 0), ("a", 255)]}, "two classes with the same name: a, a"),
+        ({"image": "{patient}-{page}/image.tif"}, "is a stack, but the pattern"),
         ({"classes": []}, r"label\.tif holds the raw values 0, 255: say what they mean"),
     ],
 )
@@ -113,6 +116,12 @@ def test_an_image_without_a_label_is_named(phantom_dir, tmp_path):
     (folder / "patient-03" / "label.tif").unlink()
     with pytest.raises(InputError, match=r"patient-03/image\.tif, page 0: no label"):
         index_phantom(folder)
+
+
+def test_an_empty_key_is_refused(tmp_path):
+    (tmp_path / "overtile.key").touch()
+    with pytest.raises(InputError, match="no pseudonym key, it has 0 characters of at least 32; restore it"):
+        read_key(tmp_path / "overtile.key")
 
 
 def test_a_label_without_an_image_is_named(phantom_dir, tmp_path):

@@ -79,6 +79,14 @@ def test_labels_come_back_from_disk_as_written(tmp_path):
     assert [page.max() for page in read_pages(tmp_path / "stack.tif")] == [11, 12, 13, 14, 15]
 
 
+def test_the_resolution_of_the_image_is_the_label_maps(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", RAMP, resolution=(25400, 25400), resolutionunit="INCH")
+    write_labels([RAMP], tmp_path / "b.tif", tmp_path / "a.tif")
+    with tifffile.TiffFile(tmp_path / "b.tif") as written:
+        assert written.pages.first.resolution == (25400, 25400)
+        assert written.pages.first.resolutionunit == tifffile.RESUNIT.INCH
+
+
 def test_probabilities_keep_classes_apart(tmp_path):
     probabilities = np.stack([RAMP, 1 - RAMP / 20, RAMP / 7]).astype(np.float32)
     write_probabilities([probabilities, probabilities / 2], tmp_path / "p.tif")

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import tifffile
@@ -51,3 +53,23 @@ def test_the_ct_series_comes_back_in_hounsfield_units(tmp_path):
     assert volume.shape == label.shape == (64, 48, 20)
     assert volume[label == 1].mean() == pytest.approx(180, abs=1)
     assert volume.min() == -1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_small_network_succeeds_where_otsu_fails(tmp_path):
+    from pipeline import bundle
+    from pipeline import manifest as manifests
+    from pipeline.split import split_by_patient
+    from tests.conftest import index_phantom
+
+    write_em_patients(tmp_path, patients=10, sections=4, size=192, seed=1)
+    manifest = split_by_patient(index_phantom(tmp_path), (0.6, 0.2, 0.2), seed=1)
+    manifests.write(manifest, tmp_path / "manifest.json")
+    common = {"manifest": str(tmp_path / "manifest.json"), "output_dir": str(tmp_path / "run")}
+    fast = {"epochs": 6, "patch": 128, "patches_per_case": 4, "learning_rate": 0.003}
+    bundle.run(bundle.find("neuron_em_segmentation"), "training", common | fast)
+    bundle.run(bundle.find("neuron_em_segmentation"), "evaluating", common)
+    summary = json.loads((tmp_path / "run/evaluation.json").read_text())["summary"]
+    assert summary["network"]["dice"]["membrane"] > 0.75
+    assert summary["otsu"]["dice"]["membrane"] < 0.6

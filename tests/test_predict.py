@@ -71,12 +71,38 @@ def test_a_folder_goes_on_past_a_bad_file(phantom_dir, checkpoint, tmp_path):
 
 
 def test_an_image_is_never_overwritten(phantom_dir, tmp_path):
-    with pytest.raises(InputError, match="would overwrite the image; choose another output folder"):
+    with pytest.raises(InputError, match="would overwrite this image; choose another output folder"):
         find_jobs(phantom_dir / "patient-01/image.tif", phantom_dir / "patient-01")
     with pytest.raises(InputError, match="nothing to predict; it holds no"):
         find_jobs(phantom_dir, tmp_path, "*.png")
     with pytest.raises(InputError, match="no such file or folder"):
         find_jobs(tmp_path / "nowhere", tmp_path)
+
+
+def test_two_inputs_never_share_an_output(phantom_dir, tmp_path):
+    Image.fromarray(np.zeros((32, 32), np.uint8)).save(tmp_path / "a.png")
+    shutil.copy(phantom_dir / "patient-01/image.tif", tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"a\.png and .*a\.tif: their label maps would have one name"):
+        find_jobs(tmp_path, tmp_path / "out")
+
+
+def test_a_series_in_two_subfolders_is_one_series(tmp_path):
+    write_ct_patient(tmp_path / "cd/study/one", seed=3)
+    (tmp_path / "cd/study/two").mkdir()
+    for path in sorted((tmp_path / "cd/study/one").iterdir())[10:]:
+        path.rename(tmp_path / "cd/study/two" / path.name)
+    (tmp_path / "cd/readme.txt").write_text("no DICOM")
+    (job,) = find_jobs(tmp_path / "cd", tmp_path / "out")
+    assert (job.source, job.target) == (tmp_path / "cd/study", tmp_path / "out/study.dcm")
+
+
+def test_pixels_that_are_no_numbers_are_refused(checkpoint, tmp_path):
+    image = np.ones((32, 32), np.float32)
+    image[3, 4] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", image)
+    with pytest.raises(RuntimeError) as caught:
+        predict(tmp_path / "a.tif", tmp_path / "out", checkpoint)
+    assert "a.tif: 1 pixels are NaN or infinite" in str(caught.value.__cause__)
 
 
 def test_label_maps_of_an_earlier_run_are_no_input(phantom_dir, tmp_path):

@@ -26,6 +26,11 @@ def shell(words, folder):
     )
 
 
+def test_no_output_is_left_to_fill_in():
+    assert not re.search(r"^[A-Z]+_OUTPUT$", README, re.MULTILINE)
+
+
+@pytest.mark.timeout(900)
 def test_the_tour_has_six_lines_and_runs(tmp_path):
     assert len(TOUR) == 6
     done = shell(

@@ -66,6 +66,7 @@ def test_a_new_case_of_an_old_patient_goes_where_the_patient_is():
     [
         ((0.7, 0.2, 0.2), "add up to 1, got 0.7 0.2 0.2"),
         ((1.2, -0.1, -0.1), "add up to 1"),
+        ((float("nan"), 0.0, 0.0), "add up to 1"),
         ((0.0, 0.5, 0.5), "training partition needs a fraction above 0"),
     ],
 )
@@ -77,6 +78,16 @@ def test_wrong_fractions(fractions, sentence):
 def test_fewer_patients_than_partitions_is_refused():
     with pytest.raises(InputError, match="2 patients cannot fill 3 partitions: add patients, or set a fraction to 0"):
         split_by_patient(dataset("ab"), (0.7, 0.15, 0.15), seed=1)
+
+
+def test_training_is_never_left_empty():
+    split = split_by_section(dataset(["s"], sections=6), (0.2, 0.4, 0.4), gap=1, because="x")
+    assert [len(split.partition(name)) for name in ("training", "validation", "test")] == [1, 1, 2]
+
+
+def test_nothing_to_deal_changes_nothing():
+    split = split_by_patient(dataset("abcd"), (0.5, 0.25, 0.25), seed=1)
+    assert split_by_patient(split, (1.0, 0.0, 0.0), seed=9) == split
 
 
 def test_by_section_leaves_a_gap_between_contiguous_blocks():
