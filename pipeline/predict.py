@@ -17,7 +17,6 @@ from monai.utils import CommonKeys
 from pipeline import dicom, seg
 from pipeline.errors import DataError, InputError, user_error
 from pipeline.loading import IMAGE_SUFFIXES, page_shapes, write_labels, write_probabilities
-from pipeline.progress import Progress, silent
 
 logger = logging.getLogger("pipeline.predict")
 
@@ -80,7 +79,7 @@ class Predictor:
         self.match = match
         self.probabilities = probabilities
 
-    def run(self, progress: Progress = silent) -> list[Path]:
+    def run(self) -> list[Path]:
         """Predict every input; a bad one is passed over, and told at the end.
 
         Returns:
@@ -95,17 +94,17 @@ class Predictor:
         jobs = find_jobs(Path(self.source), Path(self.output_dir), self.match)
         failures: list[str] = []
         written: list[Path] = []
-        for job in progress(jobs, len(jobs), "predicting"):
+        for number, job in enumerate(jobs, start=1):
             try:
                 self._predict(job)
                 written.append(job.target)
-                logger.info("%s -> %s", job.source, job.target)
+                logger.info("%d/%d  %s -> %s", number, len(jobs), job.source, job.target)
             except Exception as error:  # MONAI wraps what a transform raises
                 mistake = user_error(error)
                 if mistake is None:
                     raise
                 failures.append(str(mistake))
-                logger.warning("passed over: %s", mistake)
+                logger.warning("%d/%d  passed over: %s", number, len(jobs), mistake)
         if failures:
             lines = "".join(f"\n  {failure}" for failure in failures)
             raise DataError(f"{len(failures)} of {len(jobs)} inputs could not be predicted:{lines}")
