@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 FLOORS = [
     ["errors", "progress"],
     ["atomic"],
-    ["networks", "precision", "metrics", "manifest", "overlay", "dicom", "line", "memory"],
+    ["networks", "elastic", "precision", "metrics", "manifest", "overlay", "dicom", "line", "memory"],
     ["reach", "seg"],
     ["tiling"],
     ["inferers"],
