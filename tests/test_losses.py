@@ -1,0 +1,174 @@
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.bundle import ConfigParser
+from monai.losses import DiceCELoss
+from torch.nn import functional
+
+from pipeline.losses import CutTarget, PixelWeightedCrossEntropy, cut_to
+from tests.conftest import ROOT
+
+BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/configs/train.yaml"))
+KEYS = ("label", "pred")
+LOSS = PixelWeightedCrossEntropy()
+
+
+def batch(classes, shape=(6, 8), seed=0):
+    """Logits (2, C, ...) and classes and weights, each (2, 1, ...)."""
+    torch.manual_seed(seed)
+    labels = torch.randint(0, max(2, classes), (2, 1, *shape)).double()
+    return torch.randn(2, classes, *shape).double().requires_grad_(), labels, torch.rand(2, 1, *shape).double() + 0.1
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (4, 6, 5)])
+@pytest.mark.parametrize("classes", [2, 5])
+def test_softmax_equals_torch(classes, shape):
+    logits, labels, weights = batch(classes, shape)
+    assert LOSS(logits, labels).item() == pytest.approx(functional.cross_entropy(logits, labels[:, 0].long()).item())
+    per_pixel = functional.cross_entropy(logits, labels[:, 0].long(), reduction="none")
+    expected = (per_pixel * weights[:, 0]).sum() / per_pixel.numel()
+    assert LOSS(logits, torch.cat([labels, weights], 1)).item() == pytest.approx(expected.item())
+
+
+def test_class_weights_as_pixel_weights_equal_torchs_class_weights():
+    logits, labels, _ = batch(2)
+    by_class = torch.tensor([0.5, 3.0]).double()
+    weights = by_class[labels.long()]
+    summed = functional.cross_entropy(logits, labels[:, 0].long(), weight=by_class, reduction="sum")
+    assert LOSS(logits, torch.cat([labels, weights], 1)).item() == pytest.approx(summed.item() / labels.numel())
+
+
+def test_one_channel_equals_torchs_binary_cross_entropy():
+    logits, labels, weights = batch(1)
+    expected = functional.binary_cross_entropy_with_logits(logits, labels, weight=weights)
+    assert LOSS(logits, torch.cat([labels, weights], 1)).item() == pytest.approx(expected.item())
+    two_channels = torch.cat([torch.zeros_like(logits), logits], 1)
+    assert LOSS(logits, labels).item() == pytest.approx(LOSS(two_channels, labels).item())
+
+
+def test_neither_patch_nor_batch_changes_the_scale_and_twice_the_weight_is_twice_the_loss():
+    logits, labels, weights = batch(2)
+    target = torch.cat([labels, weights], 1)
+    once = LOSS(logits, target).item()
+    assert LOSS(logits.repeat(2, 1, 2, 3), target.repeat(2, 1, 2, 3)).item() == pytest.approx(once)
+    assert LOSS(logits, torch.cat([labels, 2 * weights], 1)).item() == pytest.approx(2 * once)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_every_pixel_has_a_gradient_in_proportion_to_its_weight(classes):
+    logits, labels, weights = batch(classes)
+    (plain,) = torch.autograd.grad(LOSS(logits, labels), logits)
+    (weighted,) = torch.autograd.grad(LOSS(logits, torch.cat([labels, weights], 1)), logits)
+    assert (plain != 0).all()
+    torch.testing.assert_close(weighted, plain * weights)
+    (none,) = torch.autograd.grad(LOSS(logits, torch.cat([labels, torch.zeros_like(weights)], 1)), logits)
+    assert (none == 0).all()
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_gradients_are_those_of_finite_differences(classes):
+    logits, labels, weights = batch(classes, (3, 4))
+    assert torch.autograd.gradcheck(lambda x: LOSS(x, torch.cat([labels, weights], 1)), logits)
+
+
+@pytest.mark.parametrize(("head", "classes"), [("softmax", 2), ("softmax", 4), ("sigmoid", 1)])
+@pytest.mark.parametrize("terms", [(1.0, 0.0), (0.0, 1.0)], ids=["cross-entropy", "Dice"])
+def test_each_term_of_dice_ce_has_a_gradient_at_every_pixel(head, classes, terms):
+    logits, labels, _ = batch(classes)
+    loss = DiceCELoss(**{head: True}, to_onehot_y=head == "softmax", lambda_ce=terms[0], lambda_dice=terms[1])
+    (gradient,) = torch.autograd.grad(loss(logits, labels), logits)
+    assert (gradient != 0).all()
+
+
+def test_the_loss_runs_in_the_logits_precision():
+    logits, labels, weights = batch(2)
+    assert LOSS(logits.bfloat16(), torch.cat([labels, weights], 1).float()).dtype == torch.bfloat16
+
+
+def test_the_target_of_a_valid_network_is_cut_to_its_centre():
+    logits, labels, weights = batch(2)
+    target = torch.cat([labels, weights], 1)
+    padded = functional.pad(target, (92, 92, 4, 4), value=1)
+    assert torch.equal(cut_to(padded, (6, 8)), target)
+    assert LOSS(logits, padded).item() == LOSS(logits, target).item()
+    dice_ce = DiceCELoss(softmax=True, to_onehot_y=True)
+    assert CutTarget(dice_ce)(logits, padded[:, :1]).item() == dice_ce(logits, labels).item()
+
+
+@pytest.mark.parametrize("size", [(5, 8), (8, 8), (6, 8, 1), (6,)])
+def test_a_target_without_such_a_centre_is_refused(size):
+    with pytest.raises(ValueError, match=f"a target of 6 x 8 pixels has no centre of {' x '.join(map(str, size))}: "):
+        cut_to(torch.zeros(2, 1, 6, 8), size)
+
+
+@pytest.mark.parametrize(
+    ("classes", "index", "shown"), [(3, 3, "3 is none of 0 to 2"), (2, -1, "-1 is none"), (1, 2, "2 is none of 0 to 1"),
+                                    (2, 0.5, "0.5 is none of 0 to 1"), (2, float("nan"), "nan is none")]
+)  # fmt: skip
+def test_a_class_that_the_network_does_not_have_is_refused(classes, index, shown):
+    logits, labels, _ = batch(classes)
+    labels[1, 0, 2, 3] = index
+    with pytest.raises(ValueError, match=f"the class index {shown}"):
+        LOSS(logits, labels)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6, 8), (1, 2, 6, 8)])
+def test_other_targets_are_refused(shape):
+    with pytest.raises(ValueError, match=f"for 2 cases must have 1 or 2 channels.* got {' x '.join(map(str, shape))}"):
+        LOSS(torch.zeros(2, 2, 6, 8), torch.zeros(shape))
+
+
+# --- Dice is averaged over cases, never summed over the batch -----------------------------------------------------
+
+
+def a_large_case_that_is_right_and_a_small_one_that_is_wrong():
+    """Class indices (2, 1, 32, 32): the truth, and what is predicted."""
+    truth = torch.zeros(2, 1, 32, 32)
+    truth[0, :, :, :24] = 1
+    truth[1, :, :4, :4] = 1
+    predicted = truth.clone()
+    predicted[1] = 0
+    return truth, predicted
+
+
+def configured(folder, monkeypatch, **changes):
+    monkeypatch.chdir(folder)
+    parser = ConfigParser()
+    parser.read_config("configs/train.yaml")
+    parser.update(changes)
+    return parser
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
+def test_the_loss_is_the_mean_over_cases(folder, monkeypatch):
+    parser = configured(folder, monkeypatch)
+    loss = parser.get_parsed_content("loss")
+    classes = 1 if parser["loss"].get("sigmoid") else len(parser.get_parsed_content("class_names"))
+    truth, predicted = a_large_case_that_is_right_and_a_small_one_that_is_wrong()
+    logits = 12 * (2 * predicted - 1)
+    if classes > 1:
+        logits = functional.pad(torch.cat([-logits, logits], 1), (0, 0, 0, 0, 0, classes - 2), value=-12)
+    one_by_one = torch.stack([loss(logits[i : i + 1], truth[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(loss(logits, truth), one_by_one.mean())
+
+    summed_over_the_batch = configured(folder, monkeypatch, **{"loss#batch": True}).get_parsed_content("loss")
+    assert summed_over_the_batch(logits, truth) < loss(logits, truth) - 0.1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
+def test_the_validation_metric_is_the_mean_over_cases(folder, batch_size, monkeypatch):
+    parser = configured(folder, monkeypatch)
+    ((name, metric),) = parser.get_parsed_content("validate#key_metric").items()
+    classes = max(2, len(parser.get_parsed_content("class_names")))
+    cases = [
+        {
+            key: functional.one_hot(indices[0].long(), classes).movedim(-1, 0)
+            for key, indices in zip(KEYS, pair, strict=True)
+        }
+        for pair in zip(*a_large_case_that_is_right_and_a_small_one_that_is_wrong(), strict=True)
+    ]
+    evaluator = Engine(lambda engine, batch: batch)
+    metric.attach(evaluator, name)
+    evaluator.run([cases[i : i + batch_size] for i in range(0, 2, batch_size)])
+    assert evaluator.state.metrics[name] == pytest.approx((1.0 + 0.0) / 2)  # 0.99 were the pixels pooled
