@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +14,20 @@ import torch
 from ignite.engine import Engine, Events
 
 from pipeline.atomic import atomic
+from pipeline.configuration import differences, flattened, running_config
 from pipeline.errors import InputError
+from pipeline.manifest import read
+
+logger = logging.getLogger("pipeline.checkpoint")
 
 PREVIOUS = "previous_"
 """How the name of a checkpoint begins that an earlier training left."""
+
+MAY_CHANGE = (
+    "bundle_root", "dataset_dir", "device", "manifest", "memory_gb", "output_dir", "resume", "tile", "tracking_uri",
+    "workers",
+)  # fmt: skip
+"""Keys that a resume may give otherwise: where it runs and where its files lie. The manifest's digest is compared."""
 
 
 class SaveBest:
@@ -39,35 +52,142 @@ class SaveBest:
             save(self.network.state_dict(), self.path)
 
 
-class SaveLast:
-    """A handler of the training engine: writes its whole state after every epoch.
+class TrainingState:
+    """The whole state of a training, from one file and back into it: a resumed training is the one that was stopped.
 
-    When the training starts, the checkpoints of an earlier one in the same folder are set aside as `previous_*.pt`:
-    nobody evaluates them by mistake for the new ones.
+    When it is built with `resume`, network, optimizer and the other objects take over the file's state at once; as
+    a handler of the training engine it puts the engine and its validation where they were.
 
     Args:
-        objects: name -> what has a `state_dict` (network, optimizer, scheduler).
-        path: of the file.
+        path: of the file, `last.pt`.
+        objects: name -> what has a `state_dict` (network, optimizer, scheduler, ...).
+        evaluator: the validation engine, whose best metric and epoch belong to the state.
+        manifest: whose digest must not change between stop and resume.
+        resume: go on from the file.
+        config: the merged configuration; None looks up the one that the bundle is being run with.
+
+    Raises:
+        InputError: there is nothing to resume, the file is broken, or it is from another training: another
+            manifest, or another configuration.
     """
 
-    def __init__(self, objects: Mapping[str, Any], path: str) -> None:
-        self.objects = objects
+    def __init__(
+        self,
+        path: str,
+        objects: Mapping[str, Any],
+        evaluator: Engine,
+        *,
+        manifest: str,
+        resume: bool = False,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
+        self.objects = objects
+        self.evaluator: Any = evaluator
+        self.manifest_digest = read(manifest).digest()
+        self.config = flattened(dict(config) if config is not None else running_config())
+        self.run_id = ""
+        self.saved: dict[str, Any] = self._loaded() if resume else {}
+
+    def attach(self, engine: Engine) -> None:
+        """Put an engine where the file left off; stands before every handler that asks where it is."""
+        engine.add_event_handler(Events.STARTED, self._restore)
+
+    def gather(self, engine: Engine) -> dict[str, Any]:
+        """The state to write: tensors, numbers and text only."""
+        metric = self.evaluator.state.best_metric
+        parts = {name: part.state_dict() for name, part in self.objects.items()}
+        return parts | {
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "max_epochs": engine.state.max_epochs,
+            "best_metric": metric.item() if hasattr(metric, "item") else metric,
+            "best_metric_epoch": self.evaluator.state.best_metric_epoch,
+            "manifest_sha256": self.manifest_digest,
+            "config": self.config,
+            "config_sha256": hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest(),
+            "run_id": self.run_id,
+        }
+
+    def how_to_resume(self) -> str:
+        """A sentence for the user of a training that has stopped before its end."""
+        if not self.path.is_file():
+            return "nothing to resume: it stopped before its first checkpoint"
+        epoch = _read(self.path)["epoch"]
+        return f"epoch {epoch} is saved in {self.path}; to go on from there, give the same command with --resume True"
+
+    def _loaded(self) -> dict[str, Any]:
+        if not self.path.is_file():
+            raise InputError(f"{self.path}: no training to resume here; leave `resume` out to start one")
+        saved = _read(self.path)
+        if not {"epoch", "config", "run_id", *self.objects} <= saved.keys():
+            raise InputError(f"{self.path}: not the state of a training that can be resumed; start a new one")
+        if saved["manifest_sha256"] != self.manifest_digest:
+            raise InputError(
+                f"{self.path}: the manifest has changed since this training began; a resumed training sees the same "
+                "cases: give that manifest, or start a new training in another folder"
+            )
+        changed = differences(saved["config"], self.config, but=MAY_CHANGE)
+        if changed:
+            raise InputError(
+                f"{self.path}: is from a training with other settings ({'; '.join(changed[:3])}); give the same ones "
+                "to resume it, or start a new training in another folder"
+            )
+        for name, part in self.objects.items():
+            part.load_state_dict(saved[name])
+        self.run_id = saved["run_id"]
+        return saved
+
+    def _restore(self, engine: Engine) -> None:
+        if self.saved:
+            for name in ("epoch", "iteration", "max_epochs"):
+                setattr(engine.state, name, self.saved[name])
+            self.evaluator.state.best_metric = self.saved["best_metric"]
+            self.evaluator.state.best_metric_epoch = self.saved["best_metric_epoch"]
+            logger.info("resumed after epoch %d of %d", engine.state.epoch, engine.state.max_epochs)
+
+
+class SaveLast:
+    """A handler of the training engine: writes its whole state before the first epoch and after every one.
+
+    When a training starts anew, the checkpoints of an earlier one in the same folder are set aside as
+    `previous_*.pt`: nobody evaluates them by mistake for the new ones. Stands last.
+
+    Args:
+        state: what to write, and where.
+        network: whose weights alone are kept every `every` epochs, as `epoch_0010.pt` beside the state.
+        every: epochs; None keeps no such files.
+
+    Raises:
+        ValueError: `every` is below 1.
+    """
+
+    def __init__(self, state: TrainingState, network: torch.nn.Module, every: int | None = None) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"`save_every` must be at least 1 epoch or null, got {every!r}")
+        self.state = state
+        self.network = network
+        self.every = every
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine's epochs."""
-        engine.add_event_handler(Events.STARTED, self._set_aside)
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
-    def _set_aside(self, _: Engine) -> None:
-        for old in self.path.parent.glob("*.pt"):
+    def _start(self, engine: Engine) -> None:
+        if self.state.saved:
+            return
+        for old in self.state.path.parent.glob("*.pt"):
             if not old.name.startswith(PREVIOUS):
                 old.replace(old.with_name(PREVIOUS + old.name))
+        save(self.state.gather(engine), self.state.path)
 
     def __call__(self, engine: Engine) -> None:
         """Write the state."""
-        state = {name: part.state_dict() for name, part in self.objects.items()}
-        save(state | {"epoch": engine.state.epoch}, self.path)
+        epoch = engine.state.epoch
+        if self.every is not None and epoch % self.every == 0:
+            save(self.network.state_dict(), self.state.path.with_name(f"epoch_{epoch:04d}.pt"))
+        save(self.state.gather(engine), self.state.path)
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:
@@ -85,10 +205,7 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; train first, or set `checkpoint`")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
-        raise InputError(f"{path}: not a readable checkpoint") from None
+    state = _read(path)
     if "network" in state and "optimizer" in state:
         raise InputError(f"{path}: is the state of a training; the weights to use are beside it, in model.pt")
     try:
@@ -100,3 +217,11 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
             "give the same network keys (`width`, `depth`, ...) as in training"
         ) from None
     return network
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
+        raise InputError(f"{path}: not a readable checkpoint") from None
+    return dict(state)

@@ -1,9 +1,17 @@
-"""How long work says how far it is: a function wrapped around what is iterated. Here only the silent one."""
+"""How long work says how far it is: a function wrapped around what is iterated, and a handler for a training."""
 
 from __future__ import annotations
 
+import logging
+import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
+
+from ignite.engine import Engine, Events
+from tqdm import tqdm
+
+logger = logging.getLogger("pipeline.progress")
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """(items, how many, what is being done) -> the same items."""
@@ -12,3 +20,75 @@ Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 def silent(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
     """Show nothing."""
     return items
+
+
+class TrainingProgress:
+    """A handler of the training engine: a bar over the steps on a terminal, one plain line per epoch otherwise.
+
+    Both tell the loss, the last validation, the images per second and the time left. Stands after the validation.
+
+    Args:
+        evaluator: the validation engine.
+    """
+
+    def __init__(self, evaluator: Engine) -> None:
+        self.evaluator = evaluator
+        self.bar: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Follow an engine from its start to its end."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+
+    def _start(self, engine: Engine) -> None:
+        self.start, self.first, self.images, self.last = time.monotonic(), engine.state.iteration, 0, ""
+        if sys.stdout.isatty():
+            self.bar = tqdm(
+                total=_steps(engine),
+                initial=engine.state.iteration,
+                file=sys.stdout,
+                bar_format="{desc} {bar} {postfix}",
+                leave=False,
+                dynamic_ncols=True,
+            )
+
+    def _step(self, engine: Engine) -> None:
+        outputs: Any = engine.state.output
+        self.images += len(outputs)
+        if self.bar is not None:
+            self.bar.total = _steps(engine)
+            self.bar.set_description_str(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
+            rate = self.images / (time.monotonic() - self.start)
+            loss = float(outputs[0].get("loss", float("nan")))
+            now = f"loss {loss:.3f}{self.last}  {rate:.1f} images/s  {self._left(engine)} left"
+            self.bar.set_postfix_str(now, refresh=False)
+            self.bar.update()
+
+    def _epoch(self, engine: Engine) -> None:
+        values = dict(engine.state.metrics)
+        state: Any = self.evaluator.state
+        if state.epoch == engine.state.epoch and state.key_metric_name:
+            values[state.key_metric_name] = state.metrics[state.key_metric_name]
+            values["best"] = state.best_metric
+            self.last = f"  {state.key_metric_name} {values[state.key_metric_name]:.3f}"
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        line = f"epoch {engine.state.epoch}/{engine.state.max_epochs}  {shown}  {self._left(engine)} left"
+        if self.bar is None:
+            logger.info(line)
+        else:
+            self.bar.write(line, file=sys.stdout)
+
+    def _left(self, engine: Engine) -> str:
+        """Time to the end at the speed since the start, validations included."""
+        seconds = (time.monotonic() - self.start) / max(engine.state.iteration - self.first, 1)
+        return tqdm.format_interval(seconds * (_steps(engine) - engine.state.iteration))
+
+    def _close(self, _: Engine) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _steps(engine: Engine) -> int:
+    return (engine.state.max_epochs or 0) * (engine.state.epoch_length or 0)

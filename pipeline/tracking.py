@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import platform
@@ -24,16 +23,18 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
 from pipeline import overlay
+from pipeline.checkpoint import TrainingState
+from pipeline.configuration import VALUE_LENGTH, flattened, running_config
+from pipeline.errors import InputError
+from pipeline.heartbeat import ELSEWHERE_SECONDS, PROCESS, Heart, may_be_resumed, reconcile
 from pipeline.manifest import read
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.exceptions import MlflowException
 
 logger = logging.getLogger("pipeline.tracking")
-
-PARAM_VALUE_LENGTH = 6000
-"""MLflow refuses longer parameter values; the whole configuration is an artifact as well."""
 
 PARAMS_PER_CALL = 100
 """MLflow refuses more in one call."""
@@ -57,6 +58,7 @@ class TrackingHandler:
         partition: that the engine reads.
         evaluator: the validation engine, whose metrics and pictures belong to the same run.
         optimizer: whose learning rate is recorded.
+        state: of the training, whose run id says which run a resumed training continues.
         artifacts: files to keep when the engine has finished.
         config: the merged configuration; None looks up the one that the bundle is being run with.
     """
@@ -71,6 +73,7 @@ class TrackingHandler:
         partition: str = "training",
         evaluator: Engine | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        state: TrainingState | None = None,
         artifacts: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -81,9 +84,11 @@ class TrackingHandler:
         self.partition = partition
         self.evaluator = evaluator
         self.optimizer = optimizer
+        self.state = state
         self.artifacts = [Path(path) for path in artifacts]
         self.config = dict(config) if config is not None else running_config()
         self.run_id = ""
+        self._written: set[tuple[str, int]] = set()
         self._previous_sigterm: Any = None
 
     def attach(self, engine: Engine) -> None:
@@ -103,19 +108,57 @@ class TrackingHandler:
     def _start(self, engine: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self.client = MlflowClient(self.store)
+        if self.state is not None and self.state.run_id:
+            self._continue(self.state.run_id)
+        else:
+            self._create()
+        if self.state is not None:
+            self.state.run_id = self.run_id
+        self.heart = Heart(self.client, self.run_id)
+        self.heart.start()
+        reconcile(self.client)
+        if threading.current_thread() is threading.main_thread():
+            self._previous_sigterm = signal.signal(signal.SIGTERM, _interrupt)
+        logger.info("MLflow run %s of experiment %s in %s", self.run_id, self.experiment, self.store)
+
+    def _create(self) -> None:
         found = self.client.get_experiment_by_name(self.experiment)
         location = artifact_location(self.store)
         experiment_id = found.experiment_id if found else self.client.create_experiment(self.experiment, location)
         name = f"{self.partition} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
         self.run_id = self.client.create_run(experiment_id, run_name=name, tags=environment()).info.run_id
-        if threading.current_thread() is threading.main_thread():
-            self._previous_sigterm = signal.signal(signal.SIGTERM, _interrupt)
         params = [Param(key[:250], value) for key, value in flattened(self.config).items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
             self.client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_CALL])
         self.client.log_dict(self.run_id, self.config, "config.json")
         self.client.log_inputs(self.run_id, [dataset_input(self.manifest, self.partition)])
-        logger.info("MLflow run %s of experiment %s in %s", self.run_id, self.experiment, self.store)
+
+    def _continue(self, run_id: str) -> None:
+        """Take up a run; the points that were written after its last checkpoint are not written again.
+
+        Raises:
+            InputError: the store has no such run, or somebody is still training it.
+        """
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException:
+            raise InputError(
+                f"the training to resume is MLflow run {run_id}, which is not in {self.store}; give the `tracking_uri` "
+                "of its start"
+            ) from None
+        if run.info.status == "RUNNING" and not may_be_resumed(run.data.tags):
+            raise InputError(
+                f"MLflow run {run_id} is still being trained, by process {run.data.tags[PROCESS]}; stop that one, or "
+                f"wait {ELSEWHERE_SECONDS:g} s after its end"
+            )
+        self._written = {
+            (key, point.step) for key in run.data.metrics for point in self.client.get_metric_history(run_id, key)
+        }
+        self.run_id = run_id
+        self.client.update_run(run_id, status="RUNNING")
+        if "failure" in run.data.tags:
+            self.client.delete_tag(run_id, "failure")
+        self.client.set_tag(run_id, "resumed", str(int(run.data.tags.get("resumed", 0)) + 1))
 
     def _epoch_started(self, _: Engine) -> None:
         self._losses: list[float] = []
@@ -129,26 +172,21 @@ class TrackingHandler:
             self._losses.append(float(outputs[0][CommonKeys.LOSS]))
 
     def _epoch_completed(self, engine: Engine) -> None:
+        """Complete the engine's metrics and write them."""
         seconds = time.perf_counter() - self._clock
-        values = {"images_per_second": self._images / seconds, **scalars(engine.state.metrics)}
         if self._losses:
-            values["loss"] = sum(self._losses) / len(self._losses)
+            engine.state.metrics["loss"] = sum(self._losses) / len(self._losses)
         if self.optimizer is not None:
-            values["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        self._log(values, engine.state.epoch)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        logger.info("epoch %d/%d  %s  %.1f s", engine.state.epoch, engine.state.max_epochs, shown, seconds)
+            engine.state.metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
+        engine.state.metrics["images_per_second"] = self._images / seconds
+        self._log(scalars(engine.state.metrics), engine.state.epoch)
 
     def _validated(self, evaluator: Engine) -> None:
         state = evaluator.state
-        values = scalars(state.metrics)
-        self._log(values, state.epoch)
-        best, best_epoch = state.best_metric, state.best_metric_epoch  # type: ignore[attr-defined]
-        if best_epoch == state.epoch:
+        self._log(scalars(state.metrics), state.epoch)
+        if state.best_metric_epoch == state.epoch:  # type: ignore[attr-defined]
             for case, picture in self._pictures:
                 self.client.log_image(self.run_id, picture, artifact_file=f"overlays/{case}.png")
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        logger.info("epoch %d  validation  %s  (best %.4g at epoch %d)", state.epoch, shown, best, best_epoch)
 
     def _keep_pictures(self, evaluator: Engine) -> None:
         for item, output in cases_of(evaluator):
@@ -177,15 +215,20 @@ class TrackingHandler:
         """Say how it ended, once: Ignite raises an exception's event twice."""
         if not self.run_id:
             return
+        self.heart.stop()
         self.client.set_terminated(self.run_id, status)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._previous_sigterm or signal.SIG_DFL)
         logger.info("MLflow run %s is %s; results in %s", self.run_id, status, self.output_dir)
+        if status != "FINISHED" and self.state is not None:
+            logger.info("%s", self.state.how_to_resume())
         self.run_id = ""
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
+        """Write a point of each metric, unless a killed training has already written it at this step."""
         now = int(time.time() * 1000)
-        self.client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+        metrics = [Metric(key, value, now, step) for key, value in values.items() if (key, step) not in self._written]
+        self.client.log_batch(self.run_id, metrics=metrics)
 
 
 def sqlite_store(folder: Path) -> str:
@@ -206,35 +249,7 @@ def without_paths(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = re.sub(r"\S*[/\\][^:;,]*", "<path>", str(error))
-    return f"{type(error).__name__}: {text}"[:PARAM_VALUE_LENGTH]
-
-
-def running_config() -> dict[str, Any]:
-    """The merged and expanded configuration of the bundle that is being run, or {} outside of one.
-
-    MONAI hands it to no component; the ConfigParser that is building the caller is found on the call stack.
-    """
-    frame: FrameType | None = inspect.currentframe()
-    while frame is not None:
-        owner: Any = frame.f_locals.get("self")
-        if type(owner).__module__ == "monai.bundle.config_parser" and type(owner).__name__ == "ConfigParser":
-            return {key: value for key, value in owner.config.items() if key != "_meta_"}
-        frame = frame.f_back
-    return {}
-
-
-def flattened(config: Any, prefix: str = "") -> dict[str, str]:
-    """A nested configuration as MONAI's `a#b#0` -> text, as MLflow parameters."""
-    if isinstance(config, Mapping) and config:
-        parts = [(str(key), value) for key, value in config.items()]
-    elif isinstance(config, list) and config:
-        parts = [(str(number), value) for number, value in enumerate(config)]
-    else:
-        return {prefix.replace("#", "."): str(config)[:PARAM_VALUE_LENGTH]}
-    flat: dict[str, str] = {}
-    for key, value in parts:
-        flat |= flattened(value, f"{prefix}#{key}" if prefix else key)
-    return flat
+    return f"{type(error).__name__}: {text}"[:VALUE_LENGTH]
 
 
 def environment() -> dict[str, str]:

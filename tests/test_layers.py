@@ -7,15 +7,15 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["errors", "progress"],
+    ["errors", "progress", "configuration", "heartbeat"],
     ["atomic"],
     ["networks", "elastic", "losses", "precision", "metrics", "segments", "manifest", "overlay", "dicom", "line", "memory"],
-    ["reach", "seg"],
+    ["reach", "seg", "stopping"],
     ["tiling"],
     ["inferers"],
     ["loading"],
-    ["index", "weights"],
-    ["split", "audit", "phantom", "checkpoint", "tracking"],
+    ["index", "weights", "checkpoint"],
+    ["split", "audit", "phantom", "tracking"],
     ["bundle", "predict", "evaluate"],
     ["cli"],
     ["__main__"],
