@@ -139,20 +139,21 @@ def configured(folder, monkeypatch, **changes):
     return parser
 
 
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
-def test_the_loss_is_the_mean_over_cases(folder, monkeypatch):
-    parser = configured(folder, monkeypatch)
+def test_the_loss_is_the_mean_over_cases(folder, head, monkeypatch):
+    parser = configured(folder, monkeypatch, head=head)
     loss = parser.get_parsed_content("loss")
-    classes = 1 if parser["loss"].get("sigmoid") else len(parser.get_parsed_content("class_names"))
+    channels = parser.get_parsed_content("network_def#out_channels")
     truth, predicted = a_large_case_that_is_right_and_a_small_one_that_is_wrong()
     logits = 12 * (2 * predicted - 1)
-    if classes > 1:
-        logits = functional.pad(torch.cat([-logits, logits], 1), (0, 0, 0, 0, 0, classes - 2), value=-12)
+    if channels > 1:
+        logits = functional.pad(torch.cat([-logits, logits], 1), (0, 0, 0, 0, 0, channels - 2), value=-12)
     one_by_one = torch.stack([loss(logits[i : i + 1], truth[i : i + 1]) for i in range(2)])
     torch.testing.assert_close(loss(logits, truth), one_by_one.mean())
 
-    summed_over_the_batch = configured(folder, monkeypatch, **{"loss#batch": True}).get_parsed_content("loss")
-    assert summed_over_the_batch(logits, truth) < loss(logits, truth) - 0.1
+    changed = configured(folder, monkeypatch, head=head, **{"loss#batch": True})
+    assert changed.get_parsed_content("loss")(logits, truth) < loss(logits, truth) - 0.1
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
