@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import contextlib
 import difflib
-import inspect
+import functools
 import logging
 import math
-import re
 import shlex
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +18,9 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 from monai.bundle import run as monai_run
-from monai.utils import optional_import
+from monai.bundle.config_item import ComponentLocator
 
+from pipeline.config_check import breaks, references, text_numbers, unreferenced, walk
 from pipeline.errors import InputError
 
 BASES = {"training": "train.yaml", "evaluating": "evaluate.yaml", "predicting": "inference.yaml"}
@@ -36,11 +35,8 @@ COUNTS = ("epochs", "batch_size", "patch", "patches_per_case", "val_interval", "
 SQLITE = "sqlite:///"
 """How a tracking URI begins that names a file."""
 
-EXPRESSION_GLOBALS = ("monai", "torch", "np", "numpy", *dir(builtins))
-"""Names that MONAI lets every `$` expression see."""
-
-REFERENCE = re.compile(r"@(\w+(?:(?:#|::)\w+)*)")
-"""`@id` and `@a#b#0` inside a string; MONAI writes the latter `@a::b::0` once it has read it."""
+OUTSIDE = (*BASES, "imports", "initialize", "run", "finalize", "bundle_root")
+"""Top-level keys that MONAI looks up itself, so nothing need refer to them."""
 
 
 def find(name: str) -> Path:
@@ -135,16 +131,18 @@ def prepare(
 
 
 def check(bundle: Path) -> list[str]:
-    """Find what would break a bundle's configs when they run, without running them.
+    """Find what would break a bundle's configs when they run, or do nothing there, without running them.
 
     Every config, and every overlay over `train.yaml`: each `_target_` is imported and its arguments are bound to
-    the signature, each `$` expression is parsed and its names looked up, each `@` reference is resolved.
+    the signature, each `$` expression is parsed and its names looked up, each `@` reference is resolved, numbers
+    must not be text, and every key must be referred to by some config of the bundle.
 
     Returns:
         Sentences, empty where all is well.
     """
     configs = sorted(path.name for path in (bundle / "configs").glob("*.yaml"))
     problems = [f"configs/{name} is missing" for name in BASES.values() if name not in configs]
+    merged: dict[str, Mapping[str, Any]] = {}
     for name in configs:
         files = [f"configs/{name}"] if name in BASES.values() else ["configs/train.yaml", f"configs/{name}"]
         try:
@@ -154,8 +152,29 @@ def check(bundle: Path) -> list[str]:
         except (InputError, KeyError, ValueError, FileNotFoundError) as error:
             problems.append(f"{name}: {error}")
             continue
-        problems += [f"{name}: {problem}" for problem in _problems(parser)]
+        merged[name] = _config(parser)
+        problems += [f"{name}: {problem}" for problem in breaks(merged[name], parser.__contains__, _monai_component)]
+    written = {name: yaml.safe_load((bundle / "configs" / name).read_text()) for name in merged}
+    problems += [f"{name}: {problem}" for name in written for problem in text_numbers(written[name], but=PATH_KEYS)]
+    if len(merged) == len(configs):
+        problems += _unreferenced(written, merged)
     return problems
+
+
+def _unreferenced(written: Mapping[str, Mapping[str, Any]], merged: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Keys of each file to which no config with that file in it refers, nor any `%` macro of any file."""
+    used = {name: [*references(config)] for name, config in merged.items()}
+    for name, config in written.items():
+        for place, value in walk(config):
+            if isinstance(value, str) and value.startswith("%"):
+                absolute = ConfigParser.resolve_relative_ids(place.replace("#", "::"), value)
+                path, key = ConfigParser.split_path_id(absolute[1:])
+                used.setdefault(Path(path).name or name, []).append(("" if path else place, key.replace("::", "#")))
+    overlays = [name for name in written if name not in BASES.values()]
+    for name, config in written.items():
+        sharers = [name, *overlays] if name == BASES["training"] else [name]
+        known = [reference for sharer in sharers for reference in used[sharer]]
+        yield from (f"{name}: {problem}" for problem in unreferenced(config, known, but=OUTSIDE))
 
 
 def _parser(bundle: Path, files: Sequence[str]) -> ConfigParser:
@@ -209,78 +228,12 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _problems(parser: ConfigParser) -> Iterator[str]:
-    imported = _imported_names(parser)
-    yield from (problem for problem in imported if problem.startswith("imports"))
-    names = {*EXPRESSION_GLOBALS, *imported}
-    for place, value in _walk(_config(parser)):
-        if isinstance(value, Mapping) and "_target_" in value:
-            yield from _target_problems(place, value)
-        elif isinstance(value, str):
-            for reference in REFERENCE.findall(value) if value.startswith(("$", "@")) else ():
-                if reference not in parser:
-                    yield f"{place}: @{reference} is defined nowhere"
-            if value.startswith("$") and not place.startswith("imports"):
-                yield from _expression_problems(place, value, names)
-
-
-def _imported_names(parser: ConfigParser) -> set[str]:
-    """Names that the config's `imports` bind; a sentence that starts with `imports` for each that fails."""
-    scope: dict[str, Any] = {}
-    for line in _config(parser).get("imports", []):
-        try:
-            exec(str(line).removeprefix("$"), scope)
-        except (ImportError, SyntaxError, AttributeError) as error:
-            scope[f"imports: {line!r} fails: {error}"] = None
-    return set(scope) - {"__builtins__"}
-
-
-def _walk(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value below the root with its `a#b#0`, the metadata left out."""
-    if place:
-        yield place, value
-    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, part in parts:
-        if key != "_meta_":
-            yield from _walk(part, f"{place}#{key}" if place else str(key))
-
-
-def _target_problems(place: str, component: Mapping[str, Any]) -> Iterator[str]:
-    target = component["_target_"]
-    if not isinstance(target, str) or target.startswith(("$", "@")):
-        return
-    located = target if "." in target else _monai_component(target)
-    module, _, name = (located or "").rpartition(".")
-    thing: Any
-    thing, found = optional_import(module, name=name) if module else (None, False)
-    if not found:
-        yield f"{place}: _target_ {target!r} cannot be imported"
-        return
-    arguments = {key: None for key in component if not re.fullmatch(r"_\w+_", key)}
-    try:
-        inspect.signature(thing).bind(**arguments)
-    except TypeError as error:
-        yield f"{place}: {target}: {error}"
-
-
 def _monai_component(name: str) -> str | None:
-    from monai.bundle.config_item import ComponentLocator  # slow: it scans all of MONAI
-
-    modules = ComponentLocator().get_component_module_name(name)
+    modules = _locator().get_component_module_name(name)
     module = modules[0] if isinstance(modules, list) else modules
     return f"{module}.{name}" if module else None
 
 
-def _expression_problems(place: str, value: str, names: set[str]) -> Iterator[str]:
-    source = REFERENCE.sub("None", value[1:])
-    try:
-        tree = ast.parse(source.strip(), mode="eval")
-    except SyntaxError as error:
-        yield f"{place}: {value!r} is no expression: {error.msg}"
-        return
-    nodes = list(ast.walk(tree))
-    bound = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
-    for node in nodes:
-        if isinstance(node, ast.Name) and node.id not in names | bound:
-            yield f"{place}: {value!r} uses {node.id!r}, which nothing imports"
+@functools.cache
+def _locator() -> ComponentLocator:
+    return ComponentLocator()  # slow at its first use: it scans all of MONAI

@@ -108,12 +108,33 @@ def test_metadata_names_the_installed_versions(folder):
         ("train.yaml", lambda c: c["initialize"].append("$set_determinsm(0)"), "uses 'set_determinsm', which nothing imports"),
         ("train.yaml", lambda c: c["imports"].append("$import torhc"), r"imports: '\$import torhc' fails"),
         ("train.yaml", lambda c: c.update(inferer="%configs/inference.yaml::infere"), "infere"),
+        ("train.yaml", lambda c: c.update(learning_rate="1e-3"), r"^train.yaml: learning_rate: '1e-3' is text, not a number; write 1\.0e-3$"),
+        ("train.yaml", lambda c: c["validate"]["dataloader"].update(num_workers="2"), "^train.yaml: validate#dataloader#num_workers: '2' is text"),
+        ("train.yaml", lambda c: c.update(learning_rat=0.1), "^train.yaml: key 'learning_rat' is referenced nowhere$"),
+        ("train.yaml", lambda c: c["train"].update(spare=None), "^train.yaml: key 'train#spare' is referenced nowhere$"),
+        ("inference.yaml", lambda c: c.update(spare="$len(@spare)"), "^inference.yaml: key 'spare' is referenced nowhere$"),
     ],
 )  # fmt: skip
 def test_the_static_check_finds(copy, file, change, problem):
     edit(copy, file, change)
     found = bundle.check(copy)
     assert any(re.search(problem, sentence) for sentence in found), found
+
+
+def test_keys_that_only_an_overlay_or_another_file_uses_are_used(copy):
+    edit(copy, "train.yaml", lambda c: c.update(for_the_overlay=1, for_evaluation=2, for_nobody=3))
+    edit(copy, "evaluate.yaml", lambda c: c["dataloader"].update(num_workers="%configs/train.yaml::for_evaluation"))
+    overlay = {"val_interval": "@for_the_overlay", "train#dataloader#num_workers": 0, "epohcs": 5}
+    (copy / "configs/quick.yaml").write_text(yaml.safe_dump(overlay))
+    assert sorted(bundle.check(copy)) == [
+        "quick.yaml: key 'epohcs' is referenced nowhere",
+        "train.yaml: key 'for_nobody' is referenced nowhere",
+    ]
+
+
+def test_a_folder_called_2024_is_no_number_in_a_config_either(copy):
+    edit(copy, "train.yaml", lambda c: c.update(output_dir="2024"))
+    assert bundle.check(copy) == []
 
 
 def test_a_missing_config_is_found(copy):
@@ -172,8 +193,8 @@ def test_unknown_bundles_workflows_and_overlays_are_named():
         bundle.find("brain")
     with pytest.raises(InputError, match=r"no workflow 'trainig'; did you mean 'training'\?"):
         bundle.base_config(bundle.find(EM), "trainig")
-    with pytest.raises(InputError, match=r"has no configs/paper\.yaml; overlays are: "):
-        bundle.prepare(bundle.find(EM), "training", {}, ["paper"])
+    with pytest.raises(InputError, match=r"has no configs/papre\.yaml; overlays are: .*paper"):
+        bundle.prepare(bundle.find(EM), "training", {}, ["papre"])
 
 
 def test_relative_paths_are_the_callers(monkeypatch, tmp_path):

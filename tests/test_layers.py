@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 FLOORS = [
     ["errors", "progress", "configuration", "heartbeat"],
-    ["atomic"],
+    ["atomic", "config_check"],
     ["networks", "elastic", "losses", "precision", "metrics", "segments", "manifest", "overlay", "dicom", "line", "memory"],
     ["reach", "seg", "stopping"],
     ["tiling"],
