@@ -216,7 +216,10 @@ def evaluate(
     context: typer.Context,
     bundle: Annotated[str, typer.Option(help="Name under bundles/, or a path.")],
     manifest: Annotated[Path, typer.Option(help="Manifest of the cases.")],
-    output: Annotated[Path, typer.Option(help="Folder for evaluation.json and worst.png.")],
+    threshold: Annotated[
+        str | None, typer.Option(help="Where a membrane separates cells: validation's evaluation.json, or a number.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for evaluation.json and pictures, one per partition.")],
     checkpoint: Annotated[Path, typer.Option(help="Weights.")],
     partition: Annotated[str, typer.Option(help="test or validation.")] = "test",
     dataset_dir: Folder = None,
@@ -229,6 +232,7 @@ def evaluate(
         "manifest": str(manifest),
         "output_dir": str(output),
         "partition": partition,
+        "threshold": _number_or_path(threshold),
         "checkpoint": str(checkpoint),
         "dataset_dir": str(dataset_dir) if dataset_dir else None,
         "tracking_uri": tracking_uri,
@@ -236,7 +240,10 @@ def evaluate(
     _run(bundles.find(bundle), "evaluating", _given(overrides, context), ())
     table = json.loads((output / "evaluation.json").read_text())
     _print_scores(table)
-    _print(f"Every case: {output / 'evaluation.json'}\nThe worst ones: {output / 'worst.png'}")
+    _print(f"Every case: {output / 'evaluation.json'}")
+    for what, name in (("The worst ones", "worst.png"), ("The worst separation", "worst_separation.png")):
+        if (output / name).exists():
+            _print(f"{what}: {output / name}")
 
 
 @app.command(context_settings=MORE)
@@ -303,6 +310,14 @@ def _given(options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
     """The options that were given, and further words as overrides: --width 8 --device cpu."""
     from pipeline import bundle as bundles
 
+def _number_or_path(word: str | None) -> float | str | None:
+    """A number, or a path that means the same in the bundle's folder."""
+    try:
+        return None if word is None else float(word)
+    except ValueError:
+        return str(Path(str(word)).absolute())
+
+
     return {key: value for key, value in options.items() if value is not None} | bundles.parse_overrides(context.args)
 
 
@@ -358,6 +373,10 @@ def _print_scores(table: dict[str, Any]) -> None:
         values = [v for m in methods for v in (*row[m]["dice"].values(), row[m]["pixel_error"])]
         shown.add_row(title, cases, *("-" if value is None else f"{value:.3f}" for value in values))
     console.print(
+    if "separation" in table:
+        from pipeline.separation import lines
+
+        _print("\n" + "\n".join(lines(table["separation"])))
         f"\n{table['partition']} partition of {table['manifest']}, checkpoint {table['checkpoint_sha256'][:12]}"
     )
     console.print(shown)

@@ -1,4 +1,4 @@
-"""Predictions against references: a table per case and per patient, beside Otsu's threshold."""
+"""Predictions against references: a table per case and per patient, beside Otsu's threshold; and separated cells."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pipeline.errors import InputError
 from pipeline.index import file_digest
 from pipeline.manifest import read
 from pipeline.metrics import dice, dice_empty_scored, overlap_counts, pixel_error, pooled
+from pipeline.separation import Separation, threshold_of
 from pipeline.tracking import cases_of, classes
 
 BASELINE = "otsu"
@@ -28,18 +29,30 @@ NETWORK = "network"
 WORST = 3
 """Cases that the overlay shows: those with the lowest Dice."""
 
+PROBABILITIES = "probabilities"
+"""What the postprocessing leaves beside the prediction: (classes, H, W), or (1, H, W) of class 1."""
+
+TABLE, OVERLAY, CELLS = "evaluation.json", "worst.png", "worst_separation.png"
+"""The files of an evaluation; a picture that this evaluation does not make is removed, since it is of another one."""
+
 
 class CaseTable:
-    """A handler of the evaluation engine: counts every case, and writes `evaluation.json` and `worst.png` at its end.
+    """A handler of the evaluation engine: scores every case, and writes a table and pictures at its end.
+
+    `evaluation.json` is the table, `worst.png` shows the lowest Dice and `worst_separation.png` the lowest V_Rand. An
+    earlier evaluation of the same partition is replaced; one of another partition is refused before the engine starts.
 
     Args:
-        output_dir: where the two files go.
+        output_dir: where the files go.
         class_names: class 0, the background, first.
         manifest: path of the manifest that the cases are from.
         partition: of these cases.
         checkpoint: whose SHA-256 the table records.
         otsu_foreground: `dark` or `bright`: also score Otsu's threshold of the first channel, whose foreground
             is on this side; None: do not. For two classes only.
+        membrane: class that separates cells, whose probability is scored as `pipeline.segments` says; None: do not.
+        threshold: of that probability: a number, or the evaluation.json of the validation that chose it; None: choose
+            it if this is the validation partition, else take 0.5.
     """
 
     def __init__(
@@ -51,6 +64,8 @@ class CaseTable:
         partition: str,
         checkpoint: str,
         otsu_foreground: str | None = None,
+        membrane: str | None = None,
+        threshold: float | str | None = None,
     ) -> None:
         if otsu_foreground not in (None, "dark", "bright"):
             raise InputError(f"`otsu_foreground` must be dark, bright or null, got {otsu_foreground!r}")
@@ -62,13 +77,31 @@ class CaseTable:
         self.partition = partition
         self.checkpoint = checkpoint
         self.otsu_foreground = otsu_foreground
+        self.membrane = membrane
+        self.threshold = threshold
+        self.separation: Separation | None = None
         self.rows: list[dict[str, Any]] = []
         self.pictures: list[tuple[float, np.ndarray]] = []
 
     def attach(self, engine: Engine) -> None:
-        """Follow an engine."""
+        """Follow an engine; stands before the tracking handler, so that what is refused makes no run."""
+        engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._count)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _start(self, _: Engine) -> None:
+        refuse_another_partition(self.output_dir, self.partition)
+        manifest = read(self.manifest)
+        self.about = {
+            "partition": self.partition,
+            "manifest": manifest.name,
+            "manifest_sha256": manifest.digest(),
+            "split_sha256": manifest.split_digest(),
+            "checkpoint_sha256": file_digest(Path(self.checkpoint)),
+        }
+        if self.membrane is not None:
+            threshold = threshold_of(self.threshold, self.partition, self.about)
+            self.separation = Separation(self.class_names, membrane=self.membrane, threshold=threshold)
 
     def _count(self, engine: Engine) -> None:
         for item, output in cases_of(engine):
@@ -82,6 +115,8 @@ class CaseTable:
                 counts[BASELINE] = overlap_counts(baseline, reference, len(self.class_names))
             self.rows.append({"id": item["id"], "patient": item["patient"], "counts": counts})
             self._keep_if_worst(item["id"], image, reference, found, counts[NETWORK])
+            if self.separation:
+                self.separation.add(item, image, reference, output[PROBABILITIES].detach().float().cpu().numpy())
 
     def _keep_if_worst(
         self, case: str, image: np.ndarray, reference: np.ndarray, found: np.ndarray, counts: np.ndarray
@@ -93,21 +128,44 @@ class CaseTable:
         self.pictures = sorted([*self.pictures, (score, picture)], key=lambda entry: entry[0])[:WORST]
 
     def _write(self, engine: Engine) -> None:
-        table = {
-            "partition": self.partition,
-            "manifest": read(self.manifest).name,
-            "manifest_sha256": read(self.manifest).digest(),
-            "split_sha256": read(self.manifest).split_digest(),
-            "checkpoint_sha256": file_digest(Path(self.checkpoint)),
-            **tabulate(self.rows, self.class_names),
-        }
-        with atomic(self.output_dir / "evaluation.json") as temporary:
+        table = self.about | tabulate(self.rows, self.class_names)
+        values = _scalars(table["summary"][NETWORK])
+        if self.separation:
+            table["separation"] = self.separation.table()
+            values |= _separation_scalars(table["separation"])
+        with atomic(self.output_dir / TABLE) as temporary:
             temporary.write_text(json.dumps(table, indent=1) + "\n")
-        if self.pictures:
-            sheet = overlay.stack_rows([picture for _, picture in self.pictures])
-            overlay.save(sheet, self.output_dir / "worst.png")
-        summary = table["summary"][NETWORK]
-        engine.state.metrics |= {f"{self.partition}_{name}": value for name, value in _scalars(summary).items()}
+        rows = overlay.stack_rows([picture for _, picture in self.pictures]) if self.pictures else None
+        _save_or_remove(rows, self.output_dir / OVERLAY)
+        _save_or_remove(self.separation.picture() if self.separation else None, self.output_dir / CELLS)
+        engine.state.metrics |= {f"{self.partition}_{name}": value for name, value in values.items()}
+
+
+def refuse_another_partition(output_dir: Path, partition: str) -> None:
+    """Refuse a folder that holds the evaluation of another partition.
+
+    Raises:
+        InputError: it does, or what is called evaluation.json there cannot be read.
+    """
+    file = output_dir / TABLE
+    if not file.exists():
+        return
+    try:
+        earlier = json.loads(file.read_text())["partition"]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{file}: no evaluation, it would be overwritten; give another output folder") from None
+    if earlier != partition:
+        raise InputError(
+            f"{file} is the evaluation of the {earlier} partition; give that of the {partition} partition a folder of "
+            f"its own, say {output_dir / partition}"
+        )
+
+
+def _save_or_remove(picture: np.ndarray | None, file: Path) -> None:
+    if picture is None:
+        file.unlink(missing_ok=True)
+    else:
+        overlay.save(picture, file)
 
 
 def otsu(image: np.ndarray, foreground: str) -> np.ndarray:
@@ -176,3 +234,11 @@ def _means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _scalars(summary: dict[str, Any]) -> dict[str, float]:
     values = {f"dice_{name}": value for name, value in summary["dice"].items()}
     return {k: v for k, v in (values | {"pixel_error": summary["pixel_error"]}).items() if v is not None}
+
+
+def _separation_scalars(separation: dict[str, Any]) -> dict[str, float]:
+    values = {"membrane_threshold": separation["threshold"]}
+    for score in ("v_rand", "v_info"):
+        values[score] = separation["mean"][score]
+        values[f"{score}_challenge_convention"] = separation["challenge_convention"][score]
+    return {name: value for name, value in values.items() if value is not None}

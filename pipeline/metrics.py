@@ -1,8 +1,8 @@
-"""Overlap of label maps: counts per case, pooled per patient, with both conventions for an empty reference."""
+"""Overlap of label maps, pooled per patient, in both conventions for an empty reference; intervals of a mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -69,3 +69,28 @@ def pixel_error(counts: np.ndarray) -> float:
 def pooled(counts: Iterable[np.ndarray]) -> np.ndarray:
     """Counts of several cases of one patient taken together: their Dice is that of all pixels at once."""
     return np.sum(list(counts), axis=0)
+
+
+def bootstrap_interval(
+    values: Sequence[float], *, level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean of one value per unit.
+
+    It knows of no more than the units: drawn from sections of one specimen, which are alike, it says how the mean would
+    vary over other sections of that specimen, is narrower than even that, and says nothing of another specimen. With
+    few units it is too narrow in any case: simulated with 5 independent values, 95 % covers 80 to 85 %.
+
+    Args:
+        values: one per unit: patient, specimen or section.
+        level: share of the resampled means that lies in the interval.
+        resamples: how many means are drawn.
+        seed: of the draw; the same values give the same interval.
+
+    Returns:
+        Lower and upper end; None for fewer than two values.
+    """
+    if len(values) < 2:
+        return None
+    drawn = np.random.default_rng(seed).choice(np.asarray(values, float), (resamples, len(values))).mean(axis=1)
+    low, high = np.quantile(drawn, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)

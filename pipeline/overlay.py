@@ -1,7 +1,8 @@
-"""Pictures of an image with the contours of its reference and of a prediction."""
+"""Pictures of an image with its reference and a prediction: contours, errors, coloured cells."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ REFERENCE_COLOUR = (0, 114, 178)
 PREDICTION_COLOUR = (230, 159, 0)
 BOTH_COLOUR = (255, 255, 255)
 """Blue, orange and white of Okabe and Ito's palette: colour-blind people tell them apart."""
+
+TINT = 0.55
+"""Share of the colour where an image shines through."""
 
 CAPTION_HEIGHT = 18
 """Pixels above each panel."""
@@ -55,6 +59,32 @@ def errors(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
     canvas[truth & ~found] = REFERENCE_COLOUR
     canvas[~truth & found] = PREDICTION_COLOUR
     return canvas
+
+
+def cells(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Tint every label of an image with a colour of its own; the same label has the same colour in every picture.
+
+    Args:
+        image: (C, H, W), any range.
+        labels: (H, W) int; 0 is drawn black.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    used, index = np.unique(labels, return_inverse=True)
+    hues = used * 0.618034 % 1  # the golden section keeps neighbouring numbers apart
+    wheel = np.abs((hues[:, None] + np.array([0, 1 / 3, 2 / 3])) % 1 * 6 - 3) - 1
+    colours = np.clip(wheel, 0, 1)[index].reshape(*labels.shape, 3) * 255
+    tinted = TINT * colours + (1 - TINT) * grey(image)
+    return np.where(labels[..., None] > 0, tinted, 0).astype(np.uint8)
+
+
+def tinted(image: np.ndarray, masks: Mapping[tuple[int, int, int], np.ndarray]) -> np.ndarray:
+    """An image with masks laid over it: (C, H, W) and colour -> (H, W) bool, to (H, W, 3) uint8."""
+    canvas = grey(image).astype(np.float32)
+    for colour, mask in masks.items():
+        canvas[mask] = TINT * np.array(colour, np.float32) + (1 - TINT) * canvas[mask]
+    return canvas.astype(np.uint8)
 
 
 def panels(pictures: list[tuple[str, np.ndarray]]) -> np.ndarray:

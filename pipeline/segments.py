@@ -19,6 +19,9 @@ import numpy as np
 from skimage.measure import label
 from skimage.segmentation import watershed
 
+FINE, JOINED, CUT = 0, 1, 2
+"""What `mistakes` finds of a pixel."""
+
 
 class Agreement(NamedTuple):
     """A score in [0, 1] and its two parts, of which it is the harmonic mean; 1 is perfect."""
@@ -114,6 +117,41 @@ def information_score(segments: np.ndarray, truth: np.ndarray) -> Agreement:
     mutual = max(of_segments + of_cells - _entropy(joint), 0.0)
     parts = ((of_segments + of_cells) / 2, of_segments, of_cells)
     return Agreement(*(mutual / entropy if entropy else 1.0 for entropy in parts))
+
+
+def counterparts(labels: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Of every label the other label that it shares most pixels with: a segment's cell, or a cell's largest segment.
+
+    Args:
+        labels: (H, W) int, 0 for none.
+        others: (H, W) int, 0 for none.
+
+    Returns:
+        (highest label + 1,) int; 0 for label 0 and for labels that share no pixel with another.
+    """
+    both = (labels > 0) & (others > 0)
+    pairs, counts = np.unique(np.stack([labels[both], others[both]], axis=1), axis=0, return_counts=True)
+    found = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    order = np.argsort(counts, kind="stable")
+    found[pairs[order, 0]] = pairs[order, 1]  # the last one written is the largest
+    return found
+
+
+def mistakes(segments: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Where cells were joined or cut: to show, not to score.
+
+    Args:
+        segments: (H, W) int, 0 on the line.
+        truth: (H, W) int, 0 where a pixel is ignored.
+
+    Returns:
+        (H, W) uint8: `JOINED` where the segment lies mostly in another cell, `CUT` on the line and where the segment
+        is not the largest of its cell; `FINE` elsewhere and where the truth is ignored.
+    """
+    joined = counterparts(segments, truth)[segments] != truth
+    cut = counterparts(truth, segments)[truth] != segments
+    found = np.where(joined & (segments > 0), JOINED, np.where(cut | (segments == 0), CUT, FINE))
+    return np.where(truth > 0, found, FINE).astype(np.uint8)
 
 
 def _shares(segments: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -80,10 +80,17 @@ def test_network_takes_and_gives_what_the_metadata_says(folder):
 
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
 def test_training_evaluation_and_deployment_share_one_definition(folder):
-    for file in ("train.yaml", "evaluate.yaml"):
-        config = yaml.safe_load((folder / "configs" / file).read_text())
-        for key in ("network_def", "inferer", "preprocessing", "postprocessing"):
+    deployed, *others = (
+        yaml.safe_load((folder / "configs" / f"{name}.yaml").read_text()) for name in ("inference", "train", "evaluate")
+    )
+    assert deployed["postprocessing"]["transforms"] == ["@activation", "@discretisation"]
+    for config in others:
+        for key in ("network_def", "inferer", "preprocessing", "activation", "discretisation"):
             assert config[key] == f"%configs/inference.yaml::{key}"
+        if config["postprocessing"] != "%configs/inference.yaml::postprocessing":
+            steps = config["postprocessing"]["transforms"]  # the same, but for copies in between
+            assert [step for step in steps if isinstance(step, str)] == ["@activation", "@discretisation"]
+            assert {step["_target_"] for step in steps if not isinstance(step, str)} == {"CopyItemsd"}
 
 
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)

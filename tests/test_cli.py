@@ -55,6 +55,7 @@ def test_evaluate_prints_patients_beside_otsu(overtile, trained, phantom_manifes
     assert f"{patient['network']['dice']['membrane']:.3f}" in output
     assert f"{patient['otsu']['dice']['membrane']:.3f}" in output
     assert (tmp_path / "worst.png").exists()
+    assert "Cells separated where the probability of membrane is above 0.5 (default, not tuned):" in output
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
         ((status, value),) = store.execute(
             "select status, value from runs join metrics using (run_uuid) where key = 'test_dice_membrane'"

@@ -15,7 +15,7 @@ FLOORS = [
     ["inferers"],
     ["loading"],
     ["index", "weights", "checkpoint"],
-    ["split", "audit", "phantom", "tracking"],
+    ["split", "audit", "phantom", "tracking", "separation"],
     ["bundle", "predict", "evaluate"],
     ["cli"],
     ["__main__"],

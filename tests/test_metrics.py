@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 from sklearn.metrics import confusion_matrix, f1_score
 
-from pipeline.metrics import dice, dice_empty_scored, overlap_counts, pixel_error, pooled
+from pipeline.metrics import bootstrap_interval, dice, dice_empty_scored, overlap_counts, pixel_error, pooled
 
 REFERENCE = np.array([0, 0, 1, 1, 1, 2])
 PREDICTION = np.array([0, 1, 1, 1, 0, 0])
@@ -46,3 +47,18 @@ def test_other_shapes_and_strange_classes_are_refused():
         overlap_counts(np.zeros(2), np.zeros(3), 2)
     with pytest.raises(ValueError, match="a class index is 2 or more"):
         overlap_counts(np.array([2]), np.array([0]), 2)
+
+
+def test_the_interval_is_scipys_percentile_bootstrap():
+    values = np.random.default_rng(0).normal(size=12)
+    theirs = bootstrap((values,), np.mean, method="percentile", n_resamples=10_000, rng=1).confidence_interval
+    assert bootstrap_interval(values) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(values, level=0.5)[0] > bootstrap_interval(values)[0]
+
+
+def test_an_interval_of_few_values():
+    assert bootstrap_interval([]) is None
+    assert bootstrap_interval([0.5]) is None
+    assert bootstrap_interval([0.5, 0.7]) == (0.5, 0.7)
+    assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)

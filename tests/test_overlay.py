@@ -5,10 +5,13 @@ from pipeline.overlay import (
     CAPTION_HEIGHT,
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
+    TINT,
+    cells,
     comparison,
     contours,
     errors,
     grey,
+    tinted,
 )
 
 REFERENCE = np.zeros((12, 12), np.uint8)
@@ -46,3 +49,20 @@ def test_three_panels_with_captions():
         3 * 12 + 2 * 4,
         3,
     )
+
+
+def test_a_label_has_one_colour_and_the_image_shines_through():
+    image, labels = np.zeros((1, 4, 6)), np.repeat([[0, 1, 1, 2, 7, 7]], 4, axis=0)
+    picture = cells(image, labels)
+    assert tuple(picture[0, 0]) == (0, 0, 0)
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) == 4
+    np.testing.assert_array_equal(cells(image, np.full((4, 6), 7))[0, 0], picture[0, 4])
+    image[0, :, 1] = 1
+    assert (cells(image, labels)[0, 1] > cells(image, labels)[0, 2]).all()
+
+
+def test_masks_tint_an_image_only_where_they_are():
+    masks = {REFERENCE_COLOUR: REFERENCE == 1, PREDICTION_COLOUR: PREDICTION == 5}
+    picture = tinted(np.zeros((1, 12, 12)), masks)
+    np.testing.assert_array_equal(picture.any(axis=2), REFERENCE == 1)
+    assert tuple(picture[REFERENCE == 1][0]) == tuple(int(TINT * value) for value in REFERENCE_COLOUR)

@@ -8,7 +8,17 @@ from skimage.measure import label
 from skimage.metrics import adapted_rand_error, variation_of_information
 from skimage.morphology import dilation
 
-from pipeline.segments import information_score, rand_score, thinned_segments, true_cells
+from pipeline.segments import (
+    CUT,
+    FINE,
+    JOINED,
+    counterparts,
+    information_score,
+    mistakes,
+    rand_score,
+    thinned_segments,
+    true_cells,
+)
 from tests.conftest import real
 
 
@@ -20,7 +30,7 @@ def section(*rows):
 TWO = section("..#....", "..#....", "..#....")
 """A cell of 6 pixels, a membrane, a cell of 12."""
 OPEN = section(".......", ".......", ".......")
-CUT = section("..#.#..", "..#.#..", "..#.#..")
+SPLIT = section("..#.#..", "..#.#..", "..#.#..")
 """The right cell cut: 3, a line of 3 and 6 pixels."""
 
 
@@ -43,7 +53,7 @@ def test_two_cells_merged():
 
 
 def test_a_cell_split_by_a_line_whose_pixels_stand_alone():
-    rand, information = scores(CUT, TWO)
+    rand, information = scores(SPLIT, TWO)
     cells = 6**2 + 12**2
     segments = 6**2 + 3**2 + 6**2 + 3 * 1**2
     assert rand == pytest.approx((2 * segments / (segments + cells), segments / cells, 1))
@@ -137,6 +147,17 @@ def test_thinning_keeps_rings_and_drops_spurs():
     assert (thinned_segments(spur) == 1).all()
     assert (thinned_segments(~OPEN) == 0).all()
     assert (thinned_segments(OPEN) == 1).all()
+
+
+def test_mistakes_by_hand():
+    truth = np.array([[1, 1, 0, 2, 2, 2, 2, 2, 0, 3]])
+    found = np.array([[4, 4, 4, 4, 0, 5, 5, 5, 5, 5]])
+    assert counterparts(found, truth).tolist() == [0, 0, 0, 0, 1, 2]
+    assert counterparts(truth, found).tolist() == [0, 4, 5, 5]
+    expected = [[FINE, FINE, FINE, JOINED, CUT, FINE, FINE, FINE, FINE, JOINED]]
+    assert mistakes(found, truth).tolist() == expected
+    assert mistakes(np.array([[1, 1, 0, 2]]), np.ones((1, 4), int)).tolist() == [[FINE, FINE, CUT, CUT]]
+    assert mistakes(np.zeros((2, 2), int), np.zeros((2, 2), int)).max() == FINE
 
 
 def test_real_sections():
