@@ -17,13 +17,10 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from pipeline.errors import DataError, InputError, user_error
+from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
 
 if TYPE_CHECKING:
     from pipeline.manifest import Finding
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM."""
 
 LINE_EVERY_SECONDS = 10
 """Where there is no terminal, long work prints a plain line this often."""
@@ -198,6 +195,27 @@ def run(
 
 
 @app.command()
+def runs(
+    store: Annotated[str, typer.Argument(help="Folder of a training, or an MLflow tracking URI.")],
+) -> None:
+    """List the runs of a store; those whose process was killed outright are marked KILLED first."""
+    from pipeline import tracking
+
+    uri = store
+    if "://" not in store:
+        if not (Path(store) / "mlflow.db").is_file():
+            raise InputError(f"{store}: no mlflow.db in it; give the output folder of a training, or a tracking URI")
+        uri = tracking.sqlite_store(Path(store))
+    table = _table("run", "name", "status", "epoch", "best", "resumed", "failure")
+    for run in tracking.runs(uri):
+        best = "" if run["best"] is None else f"{run['best']:.4f}"
+        epoch = "" if run["epoch"] is None else str(run["epoch"])
+        words = (run["id"], run["name"], run["status"], epoch, best, str(run["resumed"]), run["failure"] or "")
+        table.add_row(*map(escape, words))
+    console.print(table)
+
+
+@app.command()
 def check(bundle: Annotated[str, typer.Argument(help="Name under bundles/, or a path.")]) -> None:
     """Find what would break a bundle's configs, without running them. Exit code 1 if something would."""
     from pipeline import bundle as bundles
@@ -216,12 +234,12 @@ def evaluate(
     context: typer.Context,
     bundle: Annotated[str, typer.Option(help="Name under bundles/, or a path.")],
     manifest: Annotated[Path, typer.Option(help="Manifest of the cases.")],
-    threshold: Annotated[
-        str | None, typer.Option(help="Where a membrane separates cells: validation's evaluation.json, or a number.")
-    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for evaluation.json and pictures, one per partition.")],
     checkpoint: Annotated[Path, typer.Option(help="Weights.")],
     partition: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    threshold: Annotated[
+        str | None, typer.Option(help="Where a membrane separates cells: validation's evaluation.json, or a number.")
+    ] = None,
     dataset_dir: Folder = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: mlflow.db in --output.")] = None,
 ) -> None:
@@ -232,10 +250,10 @@ def evaluate(
         "manifest": str(manifest),
         "output_dir": str(output),
         "partition": partition,
-        "threshold": _number_or_path(threshold),
         "checkpoint": str(checkpoint),
         "dataset_dir": str(dataset_dir) if dataset_dir else None,
         "tracking_uri": tracking_uri,
+        "threshold": _number_or_path(threshold),
     }
     _run(bundles.find(bundle), "evaluating", _given(overrides, context), ())
     table = json.loads((output / "evaluation.json").read_text())
@@ -310,15 +328,15 @@ def _given(options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
     """The options that were given, and further words as overrides: --width 8 --device cpu."""
     from pipeline import bundle as bundles
 
+    return {key: value for key, value in options.items() if value is not None} | bundles.parse_overrides(context.args)
+
+
 def _number_or_path(word: str | None) -> float | str | None:
     """A number, or a path that means the same in the bundle's folder."""
     try:
         return None if word is None else float(word)
     except ValueError:
         return str(Path(str(word)).absolute())
-
-
-    return {key: value for key, value in options.items() if value is not None} | bundles.parse_overrides(context.args)
 
 
 def _class(word: str) -> tuple[str, int]:
@@ -373,13 +391,13 @@ def _print_scores(table: dict[str, Any]) -> None:
         values = [v for m in methods for v in (*row[m]["dice"].values(), row[m]["pixel_error"])]
         shown.add_row(title, cases, *("-" if value is None else f"{value:.3f}" for value in values))
     console.print(
+        f"\n{table['partition']} partition of {table['manifest']}, checkpoint {table['checkpoint_sha256'][:12]}"
+    )
+    console.print(shown)
     if "separation" in table:
         from pipeline.separation import lines
 
         _print("\n" + "\n".join(lines(table["separation"])))
-        f"\n{table['partition']} partition of {table['manifest']}, checkpoint {table['checkpoint_sha256'][:12]}"
-    )
-    console.print(shown)
 
 
 def _dice(names: Sequence[str]) -> list[str]:

@@ -18,6 +18,9 @@ class DataError(InputError):
     exit_code = 1
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C or SIGTERM."""
+
 SITE_ERRORS = {
     errno.EACCES: "give the user who runs this the right to it, or choose another folder",
     errno.EPERM: "give the user who runs this the right to it, or choose another folder",
@@ -57,12 +60,15 @@ def _raised_by_us(error: BaseException) -> bool:
 
 
 def say_plainly() -> None:
-    """Let a user's mistake end the program with its sentence and exit code, not with a traceback.
+    """Let a user's mistake or Ctrl-C end the program with a sentence and an exit code, not with a traceback.
 
     For a bundle's `initialize`, so that `python -m monai.bundle run` speaks as `overtile run` does.
     """
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if kind is KeyboardInterrupt:
+            sys.stderr.write("interrupted; what was complete is on disk\n")
+            raise SystemExit(INTERRUPTED)
         mistake = user_error(error)
         if mistake is None:
             sys.__excepthook__(kind, error, trace)

@@ -6,10 +6,12 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 from ignite.engine import Engine, Events
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 logger = logging.getLogger("pipeline.progress")
 
@@ -34,6 +36,7 @@ class TrainingProgress:
     def __init__(self, evaluator: Engine) -> None:
         self.evaluator = evaluator
         self.bar: Any = None
+        self._above_the_bar = ExitStack()
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine from its start to its end."""
@@ -49,21 +52,22 @@ class TrainingProgress:
                 total=_steps(engine),
                 initial=engine.state.iteration,
                 file=sys.stdout,
-                bar_format="{desc} {bar} {postfix}",
+                bar_format="{bar:20}  {desc}",
                 leave=False,
                 dynamic_ncols=True,
             )
+            loggers = [logging.getLogger(), logging.getLogger("pipeline")]
+            self._above_the_bar.enter_context(logging_redirect_tqdm(loggers))
 
     def _step(self, engine: Engine) -> None:
         outputs: Any = engine.state.output
         self.images += len(outputs)
         if self.bar is not None:
             self.bar.total = _steps(engine)
-            self.bar.set_description_str(f"epoch {engine.state.epoch}/{engine.state.max_epochs}", refresh=False)
             rate = self.images / (time.monotonic() - self.start)
             loss = float(outputs[0].get("loss", float("nan")))
             now = f"loss {loss:.3f}{self.last}  {rate:.1f} images/s  {self._left(engine)} left"
-            self.bar.set_postfix_str(now, refresh=False)
+            self.bar.set_description_str(f"{_place(engine)}  {now}", refresh=False)
             self.bar.update()
 
     def _epoch(self, engine: Engine) -> None:
@@ -74,11 +78,7 @@ class TrainingProgress:
             values["best"] = state.best_metric
             self.last = f"  {state.key_metric_name} {values[state.key_metric_name]:.3f}"
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        line = f"epoch {engine.state.epoch}/{engine.state.max_epochs}  {shown}  {self._left(engine)} left"
-        if self.bar is None:
-            logger.info(line)
-        else:
-            self.bar.write(line, file=sys.stdout)
+        logger.info("%s  %s  %s left", _place(engine), shown, self._left(engine))
 
     def _left(self, engine: Engine) -> str:
         """Time to the end at the speed since the start, validations included."""
@@ -88,6 +88,11 @@ class TrainingProgress:
     def _close(self, _: Engine) -> None:
         if self.bar is not None:
             self.bar.close()
+            self._above_the_bar.close()
+
+
+def _place(engine: Engine) -> str:
+    return f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
 
 
 def _steps(engine: Engine) -> int:

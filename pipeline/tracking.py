@@ -31,7 +31,7 @@ from pipeline.manifest import read
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
 logger = logging.getLogger("pipeline.tracking")
@@ -229,6 +229,36 @@ class TrackingHandler:
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, step) for key, value in values.items() if (key, step) not in self._written]
         self.client.log_batch(self.run_id, metrics=metrics)
+
+
+def runs(store: str) -> list[dict[str, Any]]:
+    """The runs of a store, oldest first, after the dead ones among them were marked KILLED.
+
+    Args:
+        store: MLflow tracking URI.
+
+    Returns:
+        Per run `id`, `name`, `status`, `epoch` (the last one with a loss), `best` (of the validation, or None),
+        `resumed` (how often) and `failure` (why it ended, or None).
+    """
+    client = MlflowClient(store)
+    reconcile(client)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments, order_by=["attributes.start_time ASC"]) if experiments else []
+    return [_summary(client, run) for run in found]
+
+
+def _summary(client: MlflowClient, run: Run) -> dict[str, Any]:
+    losses, scores = (client.get_metric_history(run.info.run_id, key) for key in ("loss", "val_mean_dice"))
+    return {
+        "id": run.info.run_id,
+        "name": run.info.run_name,
+        "status": run.info.status,
+        "epoch": max((point.step for point in losses), default=None),
+        "best": max((point.value for point in scores), default=None),
+        "resumed": int(run.data.tags.get("resumed", 0)),
+        "failure": run.data.tags.get("failure"),
+    }
 
 
 def sqlite_store(folder: Path) -> str:

@@ -3,8 +3,10 @@ import torch
 from ignite.engine import Engine, Events
 
 from pipeline import checkpoint
-from pipeline.checkpoint import SaveBest, SaveLast, load_weights
+from pipeline import manifest as manifests
+from pipeline.checkpoint import SaveBest, SaveLast, TrainingState, load_weights
 from pipeline.errors import InputError
+from tests.conftest import edited
 
 
 def engine(scores):
@@ -20,16 +22,129 @@ def engine(scores):
     return runner
 
 
-def test_the_best_epoch_is_kept_and_the_last_as_well(tmp_path):
-    network = torch.nn.Linear(1, 1, bias=False)
+def state_of(folder, manifest, network, *, resume=False, evaluator=None, **config):
+    evaluator = evaluator or engine([])
+    objects = {"network": network}
+    path = str(folder / "last.pt")
+    return TrainingState(path, objects, evaluator, manifest=str(manifest), resume=resume, config={"lr": 1} | config)
+
+
+def train(state, network, epochs=3, every=None):
+    """Epochs in each of which the weight becomes the number of the epoch."""
+    runner = Engine(lambda *_: None)
+    state.attach(runner)
+    runner.add_event_handler(Events.EPOCH_STARTED, lambda e: network.weight.data.fill_(e.state.epoch))
+    SaveLast(state, network, every).attach(runner)
+    return runner.run([0], max_epochs=epochs)
+
+
+def line():
+    return torch.nn.Linear(1, 1, bias=False)
+
+
+def test_the_best_epoch_is_kept_and_the_last_as_well(tmp_path, phantom_manifest):
+    network = line()
     runner = engine([0.5, 0.9, 0.7])
     runner.add_event_handler(Events.EPOCH_STARTED, lambda e: network.weight.data.fill_(e.state.epoch))
     SaveBest(network, str(tmp_path / "model.pt")).attach(runner)
-    SaveLast({"network": network}, str(tmp_path / "last.pt")).attach(runner)
+    state = state_of(tmp_path, phantom_manifest, network, evaluator=runner)
+    SaveLast(state, network).attach(runner)
     runner.run([0], max_epochs=3)
     last = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert load_weights(torch.nn.Linear(1, 1, bias=False), tmp_path / "model.pt").weight.item() == 2
+    assert load_weights(line(), tmp_path / "model.pt").weight.item() == 2
     assert (last["epoch"], last["network"]["weight"].item()) == (3, 3)
+    assert (last["best_metric"], last["best_metric_epoch"]) == (0.9, 2)
+    assert last["manifest_sha256"] == manifests.read(phantom_manifest).digest()
+
+
+def test_weights_of_every_second_epoch_are_kept(tmp_path, phantom_manifest):
+    network = line()
+    train(state_of(tmp_path, phantom_manifest, network), network, epochs=5, every=2)
+    kept = {path.name: load_weights(line(), path).weight.item() for path in tmp_path.glob("epoch_*.pt")}
+    assert kept == {"epoch_0002.pt": 2, "epoch_0004.pt": 4}
+    with pytest.raises(ValueError, match="`save_every` must be at least 1 epoch or null, got 0"):
+        SaveLast(None, network, 0)
+
+
+def test_a_resume_goes_on_where_it_stopped(tmp_path, phantom_manifest):
+    first, second = line(), line()
+    evaluator = engine([])
+    evaluator.state.best_metric, evaluator.state.best_metric_epoch = torch.tensor(0.5), 2
+    state = state_of(tmp_path, phantom_manifest, first, evaluator=evaluator)
+    state.run_id = "r1"
+    train(state, first, epochs=3)
+    resumed = state_of(tmp_path, phantom_manifest, second, resume=True)
+    assert (resumed.run_id, second.weight.item()) == ("r1", 3)
+    seen = []
+    runner = Engine(lambda e, _: seen.append(e.state.epoch))
+    resumed.attach(runner)
+    runner.add_event_handler(Events.STARTED, lambda e: setattr(e.state, "max_epochs", 5))
+    runner.run([0], max_epochs=5)
+    assert seen == [4, 5]
+    assert (resumed.evaluator.state.best_metric, resumed.evaluator.state.best_metric_epoch) == (0.5, 2)
+
+
+def test_a_finished_training_is_not_trained_further(tmp_path, phantom_manifest):
+    network = line()
+    train(state_of(tmp_path, phantom_manifest, network), network)
+    network.weight.data.fill_(7)
+    assert train(state_of(tmp_path, phantom_manifest, network, resume=True), network).epoch == 3
+    assert network.weight.item() == 3
+
+
+def test_a_new_training_sets_the_old_checkpoints_aside(tmp_path, phantom_manifest):
+    network = line()
+    for _ in range(2):
+        train(state_of(tmp_path, phantom_manifest, network), network, every=3)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"last.pt", "epoch_0003.pt", "previous_last.pt", "previous_epoch_0003.pt"}
+
+
+def test_a_stop_in_the_first_epoch_can_be_resumed(tmp_path, phantom_manifest):
+    network = line()
+    state = state_of(tmp_path, phantom_manifest, network)
+    SaveLast(state, network).attach(runner := Engine(lambda *_: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        runner.run([0])
+    assert state.how_to_resume().startswith(f"epoch 0 is saved in {tmp_path / 'last.pt'}; to go on from there")
+    assert state_of(tmp_path, phantom_manifest, network, resume=True).saved["epoch"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"lr": 2}, r"from a training with other settings \(lr was 1, is 2\); give the same ones"),
+        ({"new": 2}, "new was not set, is 2"),
+        ({"workers": 4, "device": "cuda", "output_dir": "elsewhere"}, None),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused(tmp_path, phantom_manifest, changes, sentence):
+    network = line()
+    train(state_of(tmp_path, phantom_manifest, network), network)
+    if sentence is None:
+        state_of(tmp_path, phantom_manifest, network, resume=True, **changes)
+        return
+    with pytest.raises(InputError, match=sentence):
+        state_of(tmp_path, phantom_manifest, network, resume=True, **changes)
+
+
+def test_a_resume_with_another_manifest_is_refused(tmp_path, phantom_manifest):
+    network = line()
+    train(state_of(tmp_path, phantom_manifest, network), network)
+    other = edited(phantom_manifest, tmp_path / "other.json", lambda fields: fields["training"].pop())
+    with pytest.raises(InputError, match="the manifest has changed since this training began"):
+        state_of(tmp_path, other, network, resume=True)
+
+
+def test_nothing_to_resume_gets_a_sentence(tmp_path, phantom_manifest):
+    with pytest.raises(InputError, match="no training to resume here; leave `resume` out to start one"):
+        state_of(tmp_path, phantom_manifest, line(), resume=True)
+    checkpoint.save(line().state_dict(), tmp_path / "last.pt")
+    with pytest.raises(InputError, match="not the state of a training that can be resumed"):
+        state_of(tmp_path, phantom_manifest, line(), resume=True)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes()[:100])
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        state_of(tmp_path, phantom_manifest, line(), resume=True)
 
 
 def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -45,6 +160,12 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         checkpoint.save({"weight": torch.zeros(1)}, path)
     assert torch.load(path, weights_only=True)["weight"].item() == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_next_write(tmp_path):
+    (tmp_path / f".last.pt.{2**22 + 1}.tmp").write_bytes(b"half")
+    checkpoint.save({"weight": torch.ones(1)}, tmp_path / "last.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_pickled_code_is_not_run(tmp_path):

@@ -16,7 +16,7 @@ from monai.engines import SupervisedTrainer
 
 from pipeline import manifest as manifests
 from pipeline.errors import DataError
-from pipeline.tracking import TrackingHandler, flattened, sqlite_store, without_paths
+from pipeline.tracking import TrackingHandler, sqlite_store, without_paths
 from tests.conftest import ROOT
 
 
@@ -150,8 +150,3 @@ def test_a_failure_is_told_without_the_paths_of_patients():
         wrapped()
     assert "Jane" not in without_paths(caught.value)
     assert without_paths(caught.value).startswith("DataError: ")
-
-
-def test_nested_config_becomes_flat_parameters():
-    assert flattened({"a": {"b": [1, {"c": None}]}, "d": []}) == {"a.b.0": "1", "a.b.1.c": "None", "d": "[]"}
-    assert len(flattened({"long": "x" * 9000})["long"]) == 6000
