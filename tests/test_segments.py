@@ -112,6 +112,22 @@ def test_scikit_image_agrees_on_proposals_without_membrane(seed):
     assert information.score == pytest.approx(1 - (over + under) / (of_segments + of_cells))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_line_counts_as_in_the_arithmetic_of_the_challenge(seed):
+    """There a share `line` of the pixels adds line / n to sums of squares, and -line log(n) to sums of p log p."""
+    rng = np.random.default_rng(seed)
+    segments, truth = rng.integers(0, 4, (40, 40)), rng.integers(0, 6, (40, 40))
+    n = (truth > 0).sum()
+    table = np.histogram2d(truth[truth > 0], segments[truth > 0], bins=(range(1, 7), range(5)))[0] / n
+    line, joint = table[:, 0].sum(), table[:, 1:]
+    both, ours, theirs = (joint**2).sum() + line / n, (joint.sum(0) ** 2).sum() + line / n, (table.sum(1) ** 2).sum()
+    assert rand_score(segments, truth) == pytest.approx((2 * both / (ours + theirs), both / theirs, both / ours))
+    of_joint, of_segments = (np.sum(p * np.log(p)) - line * log(n) for p in (joint, joint.sum(0)))
+    of_cells = np.sum(table.sum(1) * np.log(table.sum(1)))
+    mutual = of_joint - of_segments - of_cells
+    assert information_score(segments, truth).score == pytest.approx(2 * mutual / -(of_segments + of_cells))
+
+
 def _entropy(labels):
     shares = np.unique(labels, return_counts=True)[1] / labels.size
     return -(shares * np.log(shares)).sum()
