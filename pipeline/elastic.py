@@ -8,6 +8,7 @@ convolution (doi 10.1109/TASSP.1981.1163711). Coordinates are in px, in the orde
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -174,6 +175,12 @@ class RandElasticAffined(RandomizableTransform, MapTransform):
 
     Raises:
         ValueError: an argument is out of range; an item's keys differ in shape; `sigma_mm` without a MetaTensor.
+
+    Example:
+        >>> item = {"image": torch.rand(1, 100, 90), "label": torch.ones(1, 100, 90, dtype=torch.uint8)}
+        >>> warped = RandElasticAffined(["image", "label"], mode=["bilinear", "nearest"], size=64, rotation=3.14)(item)
+        >>> warped["image"].shape, warped["label"].unique()
+        (torch.Size([1, 64, 64]), tensor([1], dtype=torch.uint8))
     """
 
     def __init__(
@@ -196,7 +203,7 @@ class RandElasticAffined(RandomizableTransform, MapTransform):
         if sigma is not None and sigma_mm is not None:
             raise ValueError(f"`sigma` and `sigma_mm` exclude each other, got {sigma!r} and {sigma_mm!r}: give one")
         self.mode = _modes(mode, len(self.keys))
-        self.size = size if size is None else _within("size", size, 1)
+        self.size = size if size is None else _within("size", size, 1, kind=Integral)
         self.sigma = sigma if sigma is None else _within("sigma", sigma, 0)
         self.sigma_mm = sigma_mm if sigma_mm is None else _within("sigma_mm", sigma_mm, 0)
         self.rotation = _within("rotation", rotation, 0)
@@ -264,12 +271,13 @@ def _modes(mode: str | Sequence[str], keys: int) -> tuple[str, ...]:
     return modes
 
 
-def _within(name: str, value: Any, low: float, high: float = np.inf) -> Any:
-    """The number or sequence of numbers, refused where it is none, not finite, below `low` or above `high`."""
+def _within(name: str, value: Any, low: float, high: float = np.inf, kind: Any = Real) -> Any:
+    """The number or sequence of numbers, refused where one is of another kind, not finite or out of bounds."""
     values = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-    if not all(isinstance(one, int | float) and low <= one <= high and np.isfinite(one) for one in values):
-        bounds = f"at least {low}" if high == np.inf else f"from {low} to {high}"
-        raise ValueError(f"`{name}` must be a number of {bounds}, got {value!r}: YAML writes 1.0e-3, not 1e-3")
+    if not all(isinstance(one, kind) and low <= one <= high and np.isfinite(one) for one in values):
+        bounds = f"at least {low}" if high == np.inf else f"{low} to {high}"
+        hint = ": YAML takes 1e-3 for text, write 1.0e-3" if isinstance(value, str) else ""
+        raise ValueError(f"`{name}` must be a {'whole ' * (kind is Integral)}number of {bounds}, got {value!r}{hint}")
     return value
 
 
