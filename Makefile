@@ -7,7 +7,7 @@ BUNDLE := neuron_em_segmentation
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint smoke clean
+.PHONY: help setup demo test test-slow bench lint smoke clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +41,10 @@ test: setup  ## the test suite, without the slow proofs
 
 test-slow: setup  ## the proofs that take minutes
 	$(BIN)/python -m pytest -m slow
+
+bench: setup  ## what has to be fast, in one thread, beside MONAI and TorchIO
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]'
+	@for script in tests/benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 lint: setup  ## ruff, mypy, the layer test, the static check of every bundle
 	$(BIN)/ruff check .

@@ -44,7 +44,7 @@ def test_the_tour_has_six_lines_and_runs(tmp_path):
     assert len(list((tmp_path / "mine/labels").rglob("image.tif"))) == 5
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "setup", "lint", "smoke", "test-slow", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "setup", "lint", "smoke", "test-slow", "bench", "clean"])
 def test_the_makefile_has_and_lists_the_target(target):
     assert shell(["make", "-n", target], ROOT).returncode == 0
     assert re.search(rf"^{target} ", shell(["make"], ROOT).stdout, re.MULTILINE)
