@@ -168,6 +168,7 @@ class Separation:
             "cases": [
                 {"id": case["id"], "patient": case["patient"]} | _without_nan(case["at"][chosen]) for case in self.cases
             ],
+            "unit": "patient" if self._several() else "section",
             "mean": {part: self._mean(chosen, part) for part in PARTS},
             "interval_95": {part: bootstrap_interval(self._units(chosen, part)) for part in ("v_rand", "v_info")},
             "interval_note": self._note(),
@@ -221,9 +222,13 @@ class Separation:
         for case in self.cases:
             if not np.isnan(case["at"][threshold][part]):
                 patients[case["patient"]].append(case["at"][threshold][part])
-        if len(patients) == 1:
-            return next(iter(patients.values()))
+        if not self._several():
+            return [value for values in patients.values() for value in values]
         return [float(np.mean(values)) for values in patients.values()]
+
+    def _several(self) -> bool:
+        """Whether there are several patients: then they are the units, else the sections of the one."""
+        return len({case["patient"] for case in self.cases}) > 1
 
     def _mean(self, threshold: float, part: str) -> float | None:
         units = self._units(threshold, part)
@@ -231,7 +236,7 @@ class Separation:
 
     def _note(self) -> str:
         units = len(self._units(UNTUNED, "v_rand"))
-        if len({case["patient"] for case in self.cases}) > 1:
+        if self._several():
             return f"bootstrap of the mean over {units} patients; too narrow with fewer than about 30"
         return (
             f"bootstrap of the mean over {units} sections of one patient, which are alike and few: "

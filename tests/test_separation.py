@@ -71,6 +71,7 @@ def test_units_are_patients_where_there_are_several():
     assert one["mean"]["v_rand"] == pytest.approx((1 + 1 + 2 / 3) / 3)
     assert one["interval_note"].startswith("bootstrap of the mean over 3 sections of one patient")
     two = separated(Threshold(0.5, NOT_TUNED), ("p", good), ("p", good), ("q", bad)).table()
+    assert (one["unit"], two["unit"]) == ("section", "patient")
     assert two["mean"]["v_rand"] == pytest.approx((1 + 2 / 3) / 2)
     assert two["interval_95"]["v_rand"] == pytest.approx((2 / 3, 1))
     assert two["interval_note"].startswith("bootstrap of the mean over 2 patients")
