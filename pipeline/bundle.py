@@ -29,8 +29,26 @@ BASES = {"training": "train.yaml", "evaluating": "evaluate.yaml", "predicting": 
 PATH_KEYS = ("manifest", "dataset_dir", "output_dir", "checkpoint", "source")
 """Top-level keys that hold a path; the caller's relative paths are meant from the caller's folder."""
 
-COUNTS = ("epochs", "batch_size", "patch", "patches_per_case", "val_interval", "depth")
+COUNTS = (
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "patch",
+    "patches_per_case",
+    "val_interval",
+    "patience",
+    "save_every",
+    "depth",
+)
 """Top-level keys that must be at least 1."""
+
+OPTIONAL_NUMBERS = (
+    "minutes", "clip_norm", "patience", "save_every", "give_up_after", "elastic_sigma", "memory_gb",
+)  # fmt: skip
+"""Top-level keys that are a number or null, whatever they are by default."""
+
+NOTHING = "$None"
+"""An override that MONAI takes for null; a plain None it drops in silence."""
 
 SQLITE = "sqlite:///"
 """How a tracking URI begins that names a file."""
@@ -125,6 +143,7 @@ def prepare(
     for key in PATH_KEYS:
         if settings.get(key) is not None:
             settings[key] = str(Path(str(settings[key])).absolute())
+    settings = {key: NOTHING if value is None else value for key, value in settings.items()}
     if str(settings.get("tracking_uri")).startswith(SQLITE):
         settings["tracking_uri"] = SQLITE + str(Path(settings["tracking_uri"].removeprefix(SQLITE)).absolute())
     return files, settings
@@ -194,15 +213,21 @@ def _config(parser: ConfigParser) -> dict[str, Any]:
 
 
 def _checked(key: str, value: Any, default: Any) -> Any:
-    """An override of the same kind as the number, or of at least 1 as the count, that it replaces."""
+    """An override of the same kind as the default that it replaces; a count is at least 1, another number 0."""
     if key == "device" and str(value).startswith("cuda") and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no CUDA device here; say cpu, or leave it out")
-    if isinstance(default, bool) or not isinstance(default, (int, float)):
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise InputError(f"--{key} must be True or False, got {value!r}")
+    may_be_null = key in OPTIONAL_NUMBERS
+    if isinstance(default, bool) or (value is None and may_be_null):
         return value
+    if not isinstance(default, (int, float)) and not may_be_null:
+        return value
+    such_as = " or null" if may_be_null else f" such as {default}"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-        raise InputError(f"--{key} must be a number such as {default}, got {value!r}")
+        raise InputError(f"--{key} must be a number{such_as}, got {value!r}")
     if isinstance(default, int) and not isinstance(value, int):
-        raise InputError(f"--{key} must be a whole number such as {default}, got {value!r}")
+        raise InputError(f"--{key} must be a whole number{such_as}, got {value!r}")
     if value < (key in COUNTS):
         raise InputError(f"--{key} must be at least {int(key in COUNTS)}, got {value!r}")
     return value

@@ -154,11 +154,13 @@ class Watchdog:
             self.referred += foreground(output[CommonKeys.LABEL])
 
     def _validated(self, _: Engine) -> None:
+        if self.validations is None:
+            return
         if self.predicted or not self.referred:
             self.validations = None  # it predicts something: from here on it is a matter of scores
             return
         self.empty += 1
-        if self.validations is not None and self.empty >= self.validations:
+        if self.empty >= self.validations:
             raise DataError(
                 f"no foreground predicted in the first {self.empty} validations, where the references have "
                 f"{self.referred} pixels of it: look at the labels (`overtile audit`), raise `learning_rate` (now "

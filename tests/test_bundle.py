@@ -181,6 +181,10 @@ def test_a_misspelt_override_is_refused():
         ("workers", -1, "--workers must be at least 0, got -1"),
         ("learning_rate", (0, 1), "--learning_rate must be a number"),
         ("learning_rate", float("nan"), "--learning_rate must be a number"),
+        ("minutes", "an hour", "--minutes must be a number or null, got 'an hour'"),
+        ("save_every", 0, "--save_every must be at least 1, got 0"),
+        ("resume", "yes", "--resume must be True or False, got 'yes'"),
+        ("epochs", None, "--epochs must be a number such as 100, got None"),
     ],
 )
 def test_numbers_are_numbers(key, value, sentence):
@@ -193,6 +197,12 @@ def test_a_folder_called_2024_is_a_path(monkeypatch, tmp_path):
     overrides = bundle.parse_overrides(["--output_dir", "2024", "--tracking_uri", "sqlite:///runs.db"])
     _, settings = bundle.prepare(bundle.find(EM), "training", overrides, ())
     assert settings == {"output_dir": str(tmp_path / "2024"), "tracking_uri": f"sqlite:///{tmp_path}/runs.db"}
+
+
+def test_null_reaches_monai():
+    _, settings = bundle.prepare(bundle.find(EM), "training", {"norm": None, "give_up_after": None}, ())
+    assert settings == {"norm": "$None", "give_up_after": "$None"}
+    assert "--norm '$None'" in bundle.command(bundle.find(EM), "training", {"norm": None})
 
 
 def test_unknown_bundles_workflows_and_overlays_are_named():

@@ -52,10 +52,18 @@ def kill_after(process, sign, seconds=0.0):
 
 
 def same(first, second):
-    """Whether two states hold the same bits, run ids and where the files lie apart."""
-    for key in ("network", "optimizer", "lr_scheduler"):
-        torch.testing.assert_close(first[key], second[key], rtol=0, atol=0)
-    return all(first[key] == second[key] for key in ("epoch", "iteration", "best_metric", "best_metric_epoch"))
+    """Whether two states hold the same bits; run ids, and where files lie, may differ."""
+    return all(equal(first[key], second[key]) for key in first.keys() - {"run_id", "config", "config_sha256"})
+
+
+def equal(first, second):
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(equal, first, second))
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    return first == second
 
 
 def points(folder):
@@ -91,7 +99,7 @@ def test_five_epochs_are_two_a_sigkill_and_three(whole, phantom_manifest, tmp_pa
     statuses, found, speeds = points(tmp_path)
     assert (statuses, found, speeds) == (["FINISHED"], points(whole[0])[1], [1, 2, 3, 4, 5])
     best = [torch.load(folder / "model.pt", weights_only=True) for folder in (tmp_path, whole[0])]
-    torch.testing.assert_close(best[0], best[1], rtol=0, atol=0)
+    assert equal(*best)
 
 
 def test_points_of_an_epoch_without_its_checkpoint_are_not_doubled(whole, phantom_manifest, tmp_path, monkeypatch):
@@ -165,11 +173,11 @@ def test_a_resume_with_other_settings_is_refused_by_the_command(whole, phantom_m
 
 
 def test_a_diverging_training_stops_with_a_diagnosis_that_the_run_keeps(phantom_manifest, tmp_path, overtile):
-    words = [word for key, value in (SMALL | {"learning_rate": 1e38}).items() for word in (f"--{key}", value)]
+    words = [word for key, value in (SMALL | {"learning_rate": 1e20}).items() for word in (f"--{key}", value)]
     code, output = overtile("run", EM, "training", *words, "--manifest", phantom_manifest, "--output_dir", tmp_path)
     assert code == 1
     assert "error: the loss is " in output
-    assert "lower `learning_rate` (now 1e+38)" in output
+    assert "lower `learning_rate` (now 1e+20)" in output
     code, output = overtile("runs", tmp_path)
     assert code == 0
     assert "FAILED" in output
