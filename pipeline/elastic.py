@@ -82,8 +82,8 @@ def affine(
     """The matrix of rotation, scale and flip, from output to image.
 
     Args:
-        angles: rad; one in 2D, in 3D one about each axis. A positive angle turns the content from the first axis of
-            its plane (see `PLANES`) towards the second, as `torch.rot90` does.
+        angles: rad; one in 2D, in 3D one about each axis, turned in their order. A positive angle turns the content
+            from the first axis of its plane (see `PLANES`) towards the second, as `torch.rot90` does.
         zoom: 1.1 enlarges the content by 10 %.
         flips: whether each axis is flipped.
         spacing: mm per axis; the rotation is one in mm, so that anisotropic voxels do not shear. None: all equal.

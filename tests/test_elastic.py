@@ -209,6 +209,12 @@ def test_quarter_turns_are_torchs(turns):
         assert torch.equal(turned, torch.rot90(image, turns, plane))
 
 
+def test_turns_follow_each_other_in_the_order_of_the_axes():
+    image = torch.rand(1, 8, 8, 8)
+    (turned,) = resample([image], ["nearest"], still((8, 8, 8), matrix=affine([np.pi / 2] * 3, 1, [0, 0, 0])))
+    assert torch.equal(turned, image.rot90(1, (2, 3)).rot90(1, (1, 3)).rot90(1, (1, 2)))
+
+
 @pytest.mark.parametrize(("flip", "axes"), [(1, [1, 2, 3]), (0, []), ([0, 1, 0], [2]), ([1, 0, 1], [1, 3])])
 def test_flips_are_torchs(flip, axes):
     image = torch.rand(1, *SHAPES[3])
