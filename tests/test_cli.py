@@ -192,3 +192,9 @@ def test_a_manifest_with_a_leak_is_not_dealt_on(overtile, phantom_manifest, tmp_
 
 def test_check_is_clean(overtile):
     assert overtile("check", EM) == (0, "neuron_em_segmentation: 0 problems\n")
+
+
+def test_runs_of_a_folder_without_any(overtile, tmp_path):
+    code, output = overtile("runs", tmp_path)
+    assert code == 2
+    assert f"{tmp_path}: no mlflow.db in it; give the output folder of a training, or a tracking URI" in output

@@ -92,9 +92,14 @@ def test_another_seed_changes_everything(whole, phantom_manifest, tmp_path):
     assert not torch.equal(other["network"]["head.weight"], whole[1]["network"]["head.weight"])
 
 
-def test_five_epochs_are_two_a_sigkill_and_three(whole, phantom_manifest, tmp_path):
+def test_five_epochs_are_two_a_sigkill_and_three(whole, phantom_manifest, tmp_path, overtile):
     kill_after(start(phantom_manifest, tmp_path), "epoch 2/5")
     assert points(tmp_path)[0] == ["RUNNING"]  # nobody was left to say otherwise
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        store.execute("update tags set value = value - 301 where key = 'heartbeat'")  # five minutes pass
+    code, output = overtile("runs", tmp_path)
+    assert (code, points(tmp_path)[0]) == (0, ["KILLED"])
+    assert "the process ended without a word" in output
     assert same(train(phantom_manifest, tmp_path, resume=True, workers=2), whole[1])
     statuses, found, speeds = points(tmp_path)
     assert (statuses, found, speeds) == (["FINISHED"], points(whole[0])[1], [1, 2, 3, 4, 5])
