@@ -13,7 +13,7 @@ WANTED = [
     Requirement(text)
     for text in [
         *PROJECT["project"]["dependencies"],
-        *PROJECT["project"]["optional-dependencies"]["dev"],
+        *(text for extra in PROJECT["project"]["optional-dependencies"].values() for text in extra),
         *PROJECT["build-system"]["requires"],
     ]
 ]
