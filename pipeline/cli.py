@@ -15,7 +15,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
 
@@ -134,6 +133,7 @@ def split(
 ) -> None:
     """Deal the cases to training, validation and test."""
     from pipeline import manifest as manifests
+    from pipeline import tables
     from pipeline.split import split_by_patient, split_by_section
 
     if because and by is SplitBy.patient:
@@ -145,11 +145,9 @@ def split(
         after = split_by_patient(before, fractions, seed)
     manifests.write(after, manifest)
     dealt = len(before.unassigned) - len(after.unassigned)
-    table = _table("partition", "cases", "patients")
-    for partition in (*manifests.PARTITIONS, "unassigned"):
-        cases = after.partition(partition)
-        table.add_row(partition, str(len(cases)), str(len({case.patient for case in cases})))
-    console.print(table)
+    dealt_to = {name: after.partition(name) for name in (*manifests.PARTITIONS, "unassigned")}
+    counts = [(name, len(cases), len({case.patient for case in cases})) for name, cases in dealt_to.items()]
+    console.print(tables.partitions(counts))
     _print(f"{dealt} cases dealt by {by.value}; every earlier one kept its partition -> {manifest}")
 
 
@@ -199,20 +197,14 @@ def runs(
     store: Annotated[str, typer.Argument(help="Folder of a training, or an MLflow tracking URI.")],
 ) -> None:
     """List the runs of a store; those whose process was killed outright are marked KILLED first."""
-    from pipeline import tracking
+    from pipeline import tables, tracking
 
     uri = store
     if "://" not in store:
         if not (Path(store) / "mlflow.db").is_file():
             raise InputError(f"{store}: no mlflow.db in it; give the output folder of a training, or a tracking URI")
         uri = tracking.sqlite_store(Path(store))
-    table = _table("run", "name", "status", "epoch", "best", "resumed", "failure")
-    for run in tracking.runs(uri):
-        best = "" if run["best"] is None else f"{run['best']:.4f}"
-        epoch = "" if run["epoch"] is None else str(run["epoch"])
-        words = (run["id"], run["name"], run["status"], epoch, best, str(run["resumed"]), run["failure"] or "")
-        table.add_row(*map(escape, words))
-    console.print(table)
+    console.print(tables.runs(tracking.runs(uri)))
 
 
 @app.command()
@@ -364,13 +356,6 @@ def _print(text: str) -> None:
     console.print(text, markup=False, highlight=False)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, show_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
-    return table
-
-
 def _print_findings(findings: Sequence[Finding]) -> None:
     """One line each, in columns; a message is never wrapped, so that it can be searched for."""
     width = max((len(finding.rule) for finding in findings), default=0)
@@ -380,28 +365,15 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 
 
 def _print_scores(table: dict[str, Any]) -> None:
-    """Dice per class and pixel error, one line per patient, one per method."""
-    names = table["classes"][1:]
-    methods = list(table["summary"])
-    shown = _table(
-        "patient", "cases", *(f"{method} {what}" for method in methods for what in (*_dice(names), "pixel error"))
-    )
-    rows = [(row["patient"], str(row["cases"]), row) for row in table["patients"]]
-    for title, cases, row in [*rows, ("mean", str(len(table["cases"])), table["summary"])]:
-        values = [v for m in methods for v in (*row[m]["dice"].values(), row[m]["pixel_error"])]
-        shown.add_row(title, cases, *("-" if value is None else f"{value:.3f}" for value in values))
-    console.print(
-        f"\n{table['partition']} partition of {table['manifest']}, checkpoint {table['checkpoint_sha256'][:12]}"
-    )
-    console.print(shown)
+    """The table per patient, and how well cells are separated."""
+    from pipeline import tables
+    from pipeline.separation import lines
+
+    checkpoint = table["checkpoint_sha256"][:12]
+    _print(f"\n{table['partition']} partition of {table['manifest']}, checkpoint {checkpoint}")
+    console.print(tables.scores(table))
     if "separation" in table:
-        from pipeline.separation import lines
-
         _print("\n" + "\n".join(lines(table["separation"])))
-
-
-def _dice(names: Sequence[str]) -> list[str]:
-    return [f"Dice {name}" for name in names]
 
 
 if __name__ == "__main__":

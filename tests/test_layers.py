@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["errors", "progress", "configuration", "heartbeat"],
+    ["errors", "progress", "configuration", "heartbeat", "tables"],
     ["atomic", "config_check"],
     [
         "networks",
