@@ -21,6 +21,7 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	@touch $@
 
 demo: setup  ## synthetic patients through the whole line: index, audit, split, train, evaluate, predict
+	rm -rf $(DEMO)/run
 	$(BIN)/overtile phantom em $(DEMO)/data --patients 10 --sections 4 --size 192
 	$(BIN)/overtile index $(DEMO)/data --name phantom_em --image '{patient}/image.tif' --label '{patient}/label.tif' \
 	    --class cell=255 --class membrane=0 --public --out $(DEMO)/data/manifest.json

@@ -36,6 +36,7 @@ COUNTS = (
     "patch",
     "patches_per_case",
     "val_interval",
+    "give_up_after",
     "patience",
     "save_every",
     "depth",
@@ -226,7 +227,7 @@ def _checked(key: str, value: Any, default: Any) -> Any:
     such_as = " or null" if may_be_null else f" such as {default}"
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
         raise InputError(f"--{key} must be a number{such_as}, got {value!r}")
-    if isinstance(default, int) and not isinstance(value, int):
+    if (isinstance(default, int) or key in COUNTS) and not isinstance(value, int):
         raise InputError(f"--{key} must be a whole number{such_as}, got {value!r}")
     if value < (key in COUNTS):
         raise InputError(f"--{key} must be at least {int(key in COUNTS)}, got {value!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -87,7 +88,13 @@ class TrainingState:
         self.manifest_digest = read(manifest).digest()
         self.config = flattened(dict(config) if config is not None else running_config())
         self.run_id = ""
-        self.saved: dict[str, Any] = self._loaded() if resume else {}
+        self.finished = False
+        self.saved: dict[str, Any] = {}
+        self._lock: Any = None
+        if resume:
+            self.saved = self._loaded()
+        elif self.path.is_file():
+            self._refuse_to_start_over()
 
     def attach(self, engine: Engine) -> None:
         """Put an engine where the file left off; stands before every handler that asks where it is."""
@@ -103,17 +110,42 @@ class TrainingState:
             "max_epochs": engine.state.max_epochs,
             "best_metric": metric.item() if hasattr(metric, "item") else metric,
             "best_metric_epoch": self.evaluator.state.best_metric_epoch,
+            "validated_epoch": self.evaluator.state.epoch,
             "manifest_sha256": self.manifest_digest,
             "config": self.config,
             "config_sha256": hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest(),
             "run_id": self.run_id,
+            "finished": self.finished,
         }
+
+    def lock(self) -> None:
+        """Keep other processes of this machine out of the folder until `unlock`, or until this process ends.
+
+        Raises:
+            InputError: another one is training there.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.with_name(f".{self.path.name}.lock").open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise InputError(
+                f"{self.path.parent}: another process is training there; wait for its end, or give another `output_dir`"
+            ) from None
+        self._lock = file
+
+    def unlock(self) -> None:
+        """Let others in again."""
+        if self._lock is not None:
+            self._lock.close()
 
     def how_to_resume(self) -> str:
         """A sentence for the user of a training that has stopped before its end."""
-        if not self.path.is_file():
+        saved = _read(self.path) if self.path.is_file() else {}
+        if saved.get("run_id") != self.run_id:
             return "nothing to resume: it stopped before its first checkpoint"
-        epoch = _read(self.path)["epoch"]
+        epoch = saved["epoch"]
         return f"epoch {epoch} is saved in {self.path}; to go on from there, give the same command with --resume True"
 
     def _loaded(self) -> dict[str, Any]:
@@ -138,12 +170,31 @@ class TrainingState:
         self.run_id = saved["run_id"]
         return saved
 
+    def _refuse_to_start_over(self) -> None:
+        """The same command again after a stop, without `resume`: most likely forgotten, and it would cost the weights.
+
+        Raises:
+            InputError: the file is the unfinished state of this very training.
+        """
+        try:
+            saved = _read(self.path)
+        except InputError:
+            return  # broken, so nothing is lost by setting it aside
+        same = saved.get("manifest_sha256") == self.manifest_digest
+        same = same and not differences(saved.get("config", {}), self.config, but=MAY_CHANGE)
+        if same and saved["epoch"] > 0 and not saved["finished"]:
+            raise InputError(
+                f"{self.path}: epoch {saved['epoch']} of {saved['max_epochs']} of this training is saved here; add "
+                "--resume True to go on with it, or give another `output_dir`, or remove the file, to start over"
+            )
+
     def _restore(self, engine: Engine) -> None:
         if self.saved:
             for name in ("epoch", "iteration", "max_epochs"):
                 setattr(engine.state, name, self.saved[name])
             self.evaluator.state.best_metric = self.saved["best_metric"]
             self.evaluator.state.best_metric_epoch = self.saved["best_metric_epoch"]
+            self.evaluator.state.epoch = self.saved["validated_epoch"]
             logger.info("resumed after epoch %d of %d", engine.state.epoch, engine.state.max_epochs)
 
 
@@ -173,13 +224,20 @@ class SaveLast:
         """Follow an engine's epochs."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
         if self.state.saved:
             return
-        for old in self.state.path.parent.glob("*.pt"):
-            if not old.name.startswith(PREVIOUS):
+        folder = self.state.path.parent
+        for old in [self.state.path, folder / "model.pt", *folder.glob("epoch_*.pt")]:
+            if old.is_file():
                 old.replace(old.with_name(PREVIOUS + old.name))
+                logger.info("%s of an earlier training is now %s%s", old, PREVIOUS, old.name)
+        save(self.state.gather(engine), self.state.path)
+
+    def _finish(self, engine: Engine) -> None:
+        self.state.finished = True
         save(self.state.gather(engine), self.state.path)
 
     def __call__(self, engine: Engine) -> None:
@@ -192,8 +250,8 @@ class SaveLast:
 
 def save(state: Mapping[str, Any], path: Path) -> None:
     """Write a state atomically: a crash leaves the previous file."""
-    with atomic(path) as temporary:
-        torch.save(dict(state), temporary)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        torch.save(dict(state), file)  # to a path, it would say nothing of a full disk
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:

@@ -57,11 +57,19 @@ def main() -> None:
     try:
         code = app(standalone_mode=False) or 0
     except Exception as error:
+        _close_bars()
         sys.exit(_say(error))
     if code == INTERRUPTED:
+        _close_bars()
         sys.stderr.write("interrupted; what was complete is on disk\n")
         eval("0")  # Python forgets that an interrupt passed through an eval() of MONAI's; else it exits by signal
     sys.exit(code)
+
+
+def _close_bars() -> None:
+    """Only a training leaves one open; loading its module for nothing would cost seconds."""
+    if "pipeline.progress" in sys.modules:
+        sys.modules["pipeline.progress"].close_bars()
 
 
 def _say(error: Exception) -> int:

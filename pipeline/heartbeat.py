@@ -23,6 +23,9 @@ HEARTBEAT = "heartbeat"
 PROCESS = "process"
 """Tag with the process that beats: host, process id and the time at which the process began."""
 
+FAILURE = "failure"
+"""Tag with the reason why a run ended before its time."""
+
 BEAT_EVERY_SECONDS = 30.0
 SILENCE_SECONDS = 300.0
 """After so long without a beat, and without its process, a run is dead: ten beats missed."""
@@ -50,23 +53,33 @@ class Heart:
 
     def start(self) -> None:
         """Say which process it is, beat once, and go on beating."""
-        self.client.set_tag(self.run_id, PROCESS, this_process())
-        self.client.set_tag(self.run_id, HEARTBEAT, f"{time.time():.0f}")
+        for tag, value in first_beat().items():
+            self.client.set_tag(self.run_id, tag, value)
         self._thread.start()
 
     def stop(self) -> None:
         """Stop; returns when the last beat is through."""
         self._stopped.set()
-        self._thread.join(timeout=BEAT_EVERY_SECONDS)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=BEAT_EVERY_SECONDS)
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_EVERY_SECONDS):
             try:
+                run = self.client.get_run(self.run_id)
+                if run.data.tags.get(PROCESS) != this_process():
+                    return  # somebody has resumed it: it is theirs
                 self.client.set_tag(self.run_id, HEARTBEAT, f"{time.time():.0f}")
-                if self.client.get_run(self.run_id).info.status != "RUNNING":
+                if run.info.status != "RUNNING" and not self._stopped.is_set():
                     self.client.update_run(self.run_id, status="RUNNING")
+                    self.client.delete_tag(self.run_id, FAILURE)
             except Exception as error:  # whatever a store can throw: a training does not end for want of a beat
                 logger.warning("no heartbeat could be written: %s", error)
+
+
+def first_beat() -> dict[str, str]:
+    """The tags of a run whose heart begins to beat in this process."""
+    return {PROCESS: this_process(), HEARTBEAT: f"{time.time():.0f}"}
 
 
 def this_process() -> str:
@@ -109,7 +122,7 @@ def reconcile(client: Any) -> list[str]:
     dead = [run for run in found if HEARTBEAT in run.data.tags and not is_alive(run.data.tags)]
     for run in dead:
         last = int(float(run.data.tags[HEARTBEAT]))
-        client.set_tag(run.info.run_id, "failure", "the process ended without a word (killed, or power lost)")
+        client.set_tag(run.info.run_id, FAILURE, "the process ended without a word (killed, or power lost)")
         client.set_terminated(run.info.run_id, "KILLED", end_time=1000 * last)
         logger.info("MLflow run %s is KILLED: its process is gone", run.info.run_id)
     return [run.info.run_id for run in dead]

@@ -91,6 +91,12 @@ class TrainingProgress:
             self._above_the_bar.close()
 
 
+def close_bars() -> None:
+    """Close the bars that an exception has left open, so that what is said next stands on a line of its own."""
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+
+
 def _place(engine: Engine) -> str:
     return f"epoch {engine.state.epoch}/{engine.state.max_epochs}"
 

@@ -18,50 +18,58 @@ from pipeline.optimisation import set_epochs
 
 logger = logging.getLogger("pipeline.stopping")
 
-TIMED_EPOCH = 2
-"""The epoch that says how long an epoch takes: the first one still warms up."""
+FIRST_TIMED = 2
+"""The first epoch that says how long an epoch takes: the one before still warms up."""
 
 
 class TimeBudget:
-    """A handler of the training engine: turns minutes into a number of epochs, once, after the second epoch.
+    """A handler of the training engine: turns minutes into a number of epochs, once, after the first timed epochs.
 
-    The number is part of the engine's state and of the checkpoint, so a resumed training keeps it.
+    Those are the second one and, where not every epoch is validated, as many as there are from one validation to the
+    next.
+
+    The number is part of the engine's state and of the checkpoint, so a training that is resumed later keeps it; one
+    that was stopped before has its minutes from the resume on.
 
     Args:
         minutes: that the whole training may take; None leaves the number of epochs as it is.
         scheduler: of the learning rate, which is told the number.
+        val_interval: epochs from one validation to the next.
 
     Raises:
         ValueError: `minutes` is not positive.
     """
 
-    def __init__(self, minutes: float | None, scheduler: LRScheduler) -> None:
+    def __init__(self, minutes: float | None, scheduler: LRScheduler, val_interval: int = 1) -> None:
         if minutes is not None and minutes <= 0:
             raise ValueError(f"`minutes` must be positive or null, got {minutes!r}")
         self.minutes = minutes
         self.scheduler = scheduler
+        self.last_timed = FIRST_TIMED + val_interval - 1
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine; stands after the validation, whose time counts."""
         if self.minutes is not None:
             engine.add_event_handler(Events.STARTED, self._started)
-            engine.add_event_handler(Events.EPOCH_STARTED(once=TIMED_EPOCH), self._epoch_started)
-            engine.add_event_handler(Events.EPOCH_COMPLETED(once=TIMED_EPOCH), self._decide)
+            engine.add_event_handler(Events.EPOCH_STARTED(once=FIRST_TIMED), self._epoch_started)
+            engine.add_event_handler(Events.EPOCH_COMPLETED(once=self.last_timed), self._decide)
 
     def _started(self, engine: Engine) -> None:
-        self._start = time.monotonic()
-        engine.state.max_epochs = max(engine.state.max_epochs or 0, TIMED_EPOCH)
+        self._start = self._epoch_start = time.monotonic()
+        self._from = engine.state.epoch
+        engine.state.max_epochs = max(engine.state.max_epochs or 0, self.last_timed)
 
-    def _epoch_started(self, _: Engine) -> None:
+    def _epoch_started(self, engine: Engine) -> None:
         self._epoch_start = time.monotonic()
+        self._from = engine.state.epoch - 1
 
     def _decide(self, engine: Engine) -> None:
         now = time.monotonic()
+        seconds = (now - self._epoch_start) / (self.last_timed - self._from)
         left = 60 * (self.minutes or 0) - (now - self._start)
-        epochs = TIMED_EPOCH + max(0, math.floor(left / (now - self._epoch_start)))
-        engine.state.max_epochs = epochs
-        set_epochs(self.scheduler, epochs)
-        logger.info("%g minutes are %d epochs of %.1f s", self.minutes, epochs, now - self._epoch_start)
+        engine.state.max_epochs = self.last_timed + max(0, math.floor(left / seconds))
+        set_epochs(self.scheduler, engine.state.max_epochs)
+        logger.info("%g minutes are %d epochs of %.1f s", self.minutes, engine.state.max_epochs, seconds)
 
 
 class StopEarly:
@@ -71,7 +79,7 @@ class StopEarly:
 
     Args:
         evaluator: the validation engine.
-        patience: epochs since the best one; None never stops.
+        patience: epochs from the best validation to the last one; None never stops.
 
     Raises:
         ValueError: `patience` is below 1.
@@ -89,8 +97,8 @@ class StopEarly:
             engine.add_event_handler(Events.STARTED | Events.EPOCH_COMPLETED, self._stop_if_stale)
 
     def _stop_if_stale(self, engine: Engine) -> None:
-        best = self.evaluator.state.best_metric_epoch  # type: ignore[attr-defined]
-        if self.patience is not None and best > 0 and engine.state.epoch - best >= self.patience:
+        state: Any = self.evaluator.state
+        if self.patience is not None and 0 < state.best_metric_epoch <= state.epoch - self.patience:
             logger.info("no better validation for %d epochs: stopped after epoch %d", self.patience, engine.state.epoch)
             engine.terminate()
 
@@ -98,8 +106,8 @@ class StopEarly:
 class Watchdog:
     """A handler of the training engine: stops a training that has plainly failed, and says why.
 
-    That is a loss that is no number, before it reaches the weights; and a network that predicts no foreground at all
-    in the first validations, although the references have some.
+    That is a loss that is no number, before it reaches the weights; weights that are none, before they are saved; and a
+    network that predicts no foreground at all in the first validations, although the references have some.
 
     Args:
         evaluator: the validation engine, whose outputs are one-hot or class indices.
@@ -116,6 +124,7 @@ class Watchdog:
     def attach(self, engine: Engine) -> None:
         """Follow an engine and its validation."""
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._check_loss)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._check_weights)
         if self.validations is not None:
             self.evaluator.add_event_handler(Events.EPOCH_STARTED, self._validation_started)
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._count)
@@ -139,9 +148,17 @@ class Watchdog:
         where = f"epoch {engine.state.epoch}, step {engine.state.iteration}, cases {cases}"
         if not torch.isfinite(batch[CommonKeys.IMAGE]).all():
             raise DataError(f"the loss is {loss} in {where}: the image is not finite; run `overtile audit`")
-        raise DataError(
-            f"the loss is {loss} in {where}: the steps are too long; lower `learning_rate` (now "
-            f"{self.learning_rate:g}) or set `clip_norm`, say to 1"
+        raise DataError(f"the loss is {loss} in {where}: {self._advice()}")
+
+    def _check_weights(self, engine: Any) -> None:
+        """Before they are validated or saved: the last step of an epoch has no loss after it."""
+        if not all(torch.isfinite(weight).all() for weight in engine.network.parameters()):
+            raise DataError(f"weights that are no numbers after epoch {engine.state.epoch}: {self._advice()}")
+
+    def _advice(self) -> str:
+        return (
+            f"the steps are too long; lower `learning_rate` (now {self.learning_rate:g}) or set `clip_norm`, say to 1, "
+            "and start again"
         )
 
     def _validation_started(self, _: Engine) -> None:

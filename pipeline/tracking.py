@@ -25,8 +25,8 @@ from monai.utils import CommonKeys
 from pipeline import overlay
 from pipeline.checkpoint import TrainingState
 from pipeline.configuration import VALUE_LENGTH, flattened, running_config
-from pipeline.errors import InputError
-from pipeline.heartbeat import ELSEWHERE_SECONDS, PROCESS, Heart, may_be_resumed, reconcile
+from pipeline.errors import DataError, InputError, user_error
+from pipeline.heartbeat import ELSEWHERE_SECONDS, FAILURE, PROCESS, Heart, first_beat, may_be_resumed, reconcile
 from pipeline.manifest import read
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -44,10 +44,10 @@ OVERLAYS = 4
 
 
 class TrackingHandler:
-    """Writes an engine's run to MLflow; stands first among the engine's handlers.
+    """Writes an engine's run to MLflow; stands first among the handlers that raise an exception again.
 
-    Ignite calls only the first handler of an exception that raises it again, so a handler before this one could
-    leave a crashed run RUNNING.
+    Ignite calls no further handler of an exception after one that raises it again, so such a handler before this
+    one could leave a crashed run RUNNING.
 
     Args:
         store: MLflow tracking URI, or None for `MLFLOW_TRACKING_URI` and, where that is not set, an sqlite file
@@ -79,7 +79,7 @@ class TrackingHandler:
     ) -> None:
         self.output_dir = Path(output_dir)
         self.store = store or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_store(self.output_dir)
-        self.experiment = experiment
+        self.experiment = str(experiment)
         self.manifest = Path(manifest)
         self.partition = partition
         self.evaluator = evaluator
@@ -88,6 +88,7 @@ class TrackingHandler:
         self.artifacts = [Path(path) for path in artifacts]
         self.config = dict(config) if config is not None else running_config()
         self.run_id = ""
+        self.heart: Heart | None = None
         self._written: set[tuple[str, int]] = set()
         self._previous_sigterm: Any = None
 
@@ -105,9 +106,13 @@ class TrackingHandler:
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._keep_pictures)
             self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
 
-    def _start(self, engine: Engine) -> None:
+    def _start(self, _: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self.client = MlflowClient(self.store)
+        if self.state is not None:
+            self.state.lock()
+        self.client = open_store(self.store)
+        if threading.current_thread() is threading.main_thread():
+            self._previous_sigterm = signal.signal(signal.SIGTERM, _interrupt)
         if self.state is not None and self.state.run_id:
             self._continue(self.state.run_id)
         else:
@@ -117,8 +122,6 @@ class TrackingHandler:
         self.heart = Heart(self.client, self.run_id)
         self.heart.start()
         reconcile(self.client)
-        if threading.current_thread() is threading.main_thread():
-            self._previous_sigterm = signal.signal(signal.SIGTERM, _interrupt)
         logger.info("MLflow run %s of experiment %s in %s", self.run_id, self.experiment, self.store)
 
     def _create(self) -> None:
@@ -126,7 +129,9 @@ class TrackingHandler:
         location = artifact_location(self.store)
         experiment_id = found.experiment_id if found else self.client.create_experiment(self.experiment, location)
         name = f"{self.partition} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
-        self.run_id = self.client.create_run(experiment_id, run_name=name, tags=environment()).info.run_id
+        self.run_id = self.client.create_run(
+            experiment_id, run_name=name, tags=environment() | first_beat()
+        ).info.run_id
         params = [Param(key[:250], value) for key, value in flattened(self.config).items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
             self.client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_CALL])
@@ -139,13 +144,7 @@ class TrackingHandler:
         Raises:
             InputError: the store has no such run, or somebody is still training it.
         """
-        try:
-            run = self.client.get_run(run_id)
-        except MlflowException:
-            raise InputError(
-                f"the training to resume is MLflow run {run_id}, which is not in {self.store}; give the `tracking_uri` "
-                "of its start"
-            ) from None
+        run = self._stored(run_id)
         if run.info.status == "RUNNING" and not may_be_resumed(run.data.tags):
             raise InputError(
                 f"MLflow run {run_id} is still being trained, by process {run.data.tags[PROCESS]}; stop that one, or "
@@ -155,10 +154,31 @@ class TrackingHandler:
             (key, point.step) for key in run.data.metrics for point in self.client.get_metric_history(run_id, key)
         }
         self.run_id = run_id
+        resumed = int(run.data.tags.get("resumed", 0)) + 1
+        now = environment()
+        changed = {key: value for key, value in now.items() if run.data.tags.get(key) != value}
+        if changed:
+            logger.warning("resumed with another %s than it began with", ", ".join(changed))
+        tags = first_beat() | {"resumed": str(resumed)} | {f"resumed.{resumed}.{k}": v for k, v in changed.items()}
+        for tag, value in tags.items():
+            self.client.set_tag(run_id, tag, value)
+        if FAILURE in run.data.tags:
+            self.client.delete_tag(run_id, FAILURE)
         self.client.update_run(run_id, status="RUNNING")
-        if "failure" in run.data.tags:
-            self.client.delete_tag(run_id, "failure")
-        self.client.set_tag(run_id, "resumed", str(int(run.data.tags.get("resumed", 0)) + 1))
+
+    def _stored(self, run_id: str) -> Run:
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            run = None
+        if run is None or run.info.lifecycle_stage != "active":
+            raise InputError(
+                f"the training to resume is MLflow run {run_id}, which is not in {self.store}; give the `tracking_uri` "
+                "of its start"
+            )
+        return run
 
     def _epoch_started(self, _: Engine) -> None:
         self._losses: list[float] = []
@@ -185,8 +205,11 @@ class TrackingHandler:
         state = evaluator.state
         self._log(scalars(state.metrics), state.epoch)
         if state.best_metric_epoch == state.epoch:  # type: ignore[attr-defined]
-            for case, picture in self._pictures:
-                self.client.log_image(self.run_id, picture, artifact_file=f"overlays/{case}.png")
+            try:
+                for case, picture in self._pictures:
+                    self.client.log_image(self.run_id, picture, artifact_file=f"overlays/{case}.png")
+            except OSError as error:  # say a folder that has moved since the run began: no reason to end it
+                logger.warning("the pictures of epoch %d could not be written: %s", state.epoch, error)
 
     def _keep_pictures(self, evaluator: Engine) -> None:
         for item, output in cases_of(evaluator):
@@ -206,29 +229,52 @@ class TrackingHandler:
 
     def _exception(self, _: Engine, error: BaseException) -> None:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        if self.run_id and not stopped:
-            self.client.set_tag(self.run_id, "failure", without_paths(error))
-        self._end("KILLED" if stopped else "FAILED")
+        try:
+            if self.run_id and not stopped:
+                self.client.set_tag(self.run_id, FAILURE, without_paths(error))
+            self._end("KILLED" if stopped else "FAILED", hint=not isinstance(user_error(error), DataError))
+        except Exception as second:  # a full disk, a server that is gone: the first error is the one to tell
+            logger.warning("how the run ended could not be written: %s", second)
         raise error
 
-    def _end(self, status: str) -> None:
+    def _end(self, status: str, hint: bool = False) -> None:
         """Say how it ended, once: Ignite raises an exception's event twice."""
+        if self.state is not None:
+            self.state.unlock()
         if not self.run_id:
             return
-        self.heart.stop()
-        self.client.set_terminated(self.run_id, status)
+        run_id, self.run_id = self.run_id, ""
+        if self.heart is not None:
+            self.heart.stop()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._previous_sigterm or signal.SIG_DFL)
-        logger.info("MLflow run %s is %s; results in %s", self.run_id, status, self.output_dir)
-        if status != "FINISHED" and self.state is not None:
+        if hint and self.state is not None:
             logger.info("%s", self.state.how_to_resume())
-        self.run_id = ""
+        self.client.set_terminated(run_id, status)
+        logger.info("MLflow run %s is %s; results in %s", run_id, status, self.output_dir)
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
         """Write a point of each metric, unless a killed training has already written it at this step."""
         now = int(time.time() * 1000)
         metrics = [Metric(key, value, now, step) for key, value in values.items() if (key, step) not in self._written]
         self.client.log_batch(self.run_id, metrics=metrics)
+
+
+def open_store(store: str) -> MlflowClient:
+    """A client of a store that answers.
+
+    Raises:
+        InputError: nothing that MLflow can use is there.
+    """
+    try:
+        client = MlflowClient(store)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow, its drivers and the network each raise their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"{store}: no MLflow store answers there ({reason}); give `tracking_uri` as sqlite:///FILE or http://HOST:PORT"
+        ) from error
+    return client
 
 
 def runs(store: str) -> list[dict[str, Any]]:
@@ -241,11 +287,11 @@ def runs(store: str) -> list[dict[str, Any]]:
         Per run `id`, `name`, `status`, `epoch` (the last one with a loss), `best` (of the validation, or None),
         `resumed` (how often) and `failure` (why it ended, or None).
     """
-    client = MlflowClient(store)
+    client = open_store(store)
     reconcile(client)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = client.search_runs(experiments, order_by=["attributes.start_time ASC"]) if experiments else []
-    return [_summary(client, run) for run in found]
+    found = client.search_runs(experiments, order_by=["attributes.start_time DESC"]) if experiments else []
+    return [_summary(client, run) for run in reversed(found)]
 
 
 def _summary(client: MlflowClient, run: Run) -> dict[str, Any]:
@@ -257,7 +303,7 @@ def _summary(client: MlflowClient, run: Run) -> dict[str, Any]:
         "epoch": max((point.step for point in losses), default=None),
         "best": max((point.value for point in scores), default=None),
         "resumed": int(run.data.tags.get("resumed", 0)),
-        "failure": run.data.tags.get("failure"),
+        "failure": run.data.tags.get(FAILURE),
     }
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from ignite.engine import Engine, Events
@@ -5,7 +7,7 @@ from ignite.engine import Engine, Events
 from pipeline import checkpoint
 from pipeline import manifest as manifests
 from pipeline.checkpoint import SaveBest, SaveLast, TrainingState, load_weights
-from pipeline.errors import InputError
+from pipeline.errors import InputError, user_error
 from tests.conftest import edited
 
 
@@ -94,10 +96,39 @@ def test_a_finished_training_is_not_trained_further(tmp_path, phantom_manifest):
 
 def test_a_new_training_sets_the_old_checkpoints_aside(tmp_path, phantom_manifest):
     network = line()
+    (tmp_path / "mine.pt").write_bytes(b"of somebody else")
     for _ in range(2):
         train(state_of(tmp_path, phantom_manifest, network), network, every=3)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"last.pt", "epoch_0003.pt", "previous_last.pt", "previous_epoch_0003.pt"}
+    assert names == {"last.pt", "epoch_0003.pt", "previous_last.pt", "previous_epoch_0003.pt", "mine.pt"}
+
+
+def test_the_same_training_without_resume_is_refused_while_it_is_unfinished(tmp_path, phantom_manifest):
+    network = line()
+    state = state_of(tmp_path, phantom_manifest, network)
+    SaveLast(state, network).attach(runner := Engine(lambda e, _: 1 / (3 - e.state.epoch)))
+    with pytest.raises(ZeroDivisionError):
+        runner.run([0], max_epochs=5)
+    with pytest.raises(InputError, match="epoch 2 of 5 of this training is saved here; add --resume True to go on"):
+        state_of(tmp_path, phantom_manifest, network)
+    state_of(tmp_path, phantom_manifest, network, lr=2)  # another training
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, phantom_manifest):
+    first, second = (state_of(tmp_path, phantom_manifest, line()) for _ in range(2))
+    first.lock()
+    with pytest.raises(InputError, match="another process is training there; wait for its end"):
+        second.lock()
+    first.unlock()
+    second.lock()
+    second.unlock()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")
+def test_a_full_disk_is_an_error_of_the_site():
+    with pytest.raises(OSError, match="No space left") as caught, Path("/dev/full").open("wb") as file:
+        torch.save({"weight": torch.ones(100_000)}, file)
+    assert "make room, or choose another folder" in str(user_error(caught.value))
 
 
 def test_a_stop_in_the_first_epoch_can_be_resumed(tmp_path, phantom_manifest):
@@ -151,8 +182,8 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     checkpoint.save({"weight": torch.ones(1)}, path)
 
-    def fill_the_disk(_, target):
-        target.write_bytes(b"half")
+    def fill_the_disk(_, file):
+        file.write(b"half")
         raise OSError("full")
 
     monkeypatch.setattr(torch, "save", fill_the_disk)

@@ -93,9 +93,21 @@ def test_the_heart_beats_until_it_is_stopped(client, run, monkeypatch):
     assert client.get_run(run_id).data.tags[HEARTBEAT] == "0"
 
 
+def test_a_run_that_somebody_else_resumed_is_theirs(client, run, monkeypatch):
+    monkeypatch.setattr(heartbeat, "BEAT_EVERY_SECONDS", 0.05)
+    run_id = run()
+    heart = Heart(client, run_id)
+    heart.start()
+    client.set_tag(run_id, PROCESS, ELSEWHERE)
+    client.set_terminated(run_id, "FINISHED")
+    heart._thread.join(20)
+    assert not heart._thread.is_alive()
+    assert status(client, run_id) == "FINISHED"
+
+
 def test_a_store_that_fails_ends_no_training(monkeypatch, caplog):
     class Broken:
-        def set_tag(self, *_):
+        def get_run(self, _):
             raise OSError("the server is gone")
 
     monkeypatch.setattr(heartbeat, "BEAT_EVERY_SECONDS", 0.01)

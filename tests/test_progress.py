@@ -5,6 +5,7 @@ import pty
 import struct
 import sys
 import termios
+import threading
 
 from ignite.engine import Engine, Events
 
@@ -12,8 +13,13 @@ from pipeline import progress
 from pipeline.progress import TrainingProgress, silent
 
 
-def train(epochs=2, dice=(0.5, 0.25)):
-    evaluator, engine = Engine(lambda *_: None), Engine(lambda *_: [{"loss": 0.75}] * 4)
+def train(epochs=2, dice=(0.5, 0.25), pause=0.0):
+    def step(*_):
+        pausing.wait(pause)
+        return [{"loss": 0.75}] * 4
+
+    pausing = threading.Event()
+    evaluator, engine = Engine(lambda *_: None), Engine(step)
     evaluator.state.key_metric_name, evaluator.state.best_metric = "val_mean_dice", 0.5
 
     def validate(e):
@@ -41,7 +47,7 @@ def test_a_bar_on_a_terminal(monkeypatch):
     with os.fdopen(terminal, "w") as screen:
         monkeypatch.setattr(sys, "stdout", screen)
         monkeypatch.setattr(sys, "stderr", screen)
-        train()
+        train(pause=0.12)  # longer than the bar waits between two drawings
         screen.flush()
         shown = os.read(reader, 100_000).decode()
     os.close(reader)

@@ -13,12 +13,15 @@ def epochs_until_it_stops(best_epochs, patience, start=0):
     """How many epochs run where the best epoch after epoch n is `best_epochs[n - 1]`."""
     evaluator, engine = Engine(lambda *_: None), Engine(lambda *_: None)
     evaluator.state.best_metric_epoch = best_epochs[start - 1] if start else -1
+    evaluator.state.epoch = start
 
     def restore(e):
         e.state.epoch = start
 
     def validate(e):
-        evaluator.state.best_metric_epoch = best_epochs[e.state.epoch - 1]
+        if best_epochs[e.state.epoch - 1] is not None:
+            evaluator.state.epoch = e.state.epoch
+            evaluator.state.best_metric_epoch = best_epochs[e.state.epoch - 1]
 
     engine.add_event_handler(Events.STARTED, restore)
     engine.add_event_handler(Events.EPOCH_COMPLETED, validate)
@@ -30,6 +33,10 @@ def test_stops_when_the_best_epoch_is_too_long_ago():
     assert epochs_until_it_stops([1, 2, 2, 2, 2, 2], patience=2) == 4
     assert epochs_until_it_stops([1, 2, 2, 4, 4, 6], patience=2) == 6
     assert epochs_until_it_stops([1, 1, 1, 1], patience=None) == 4
+
+
+def test_epochs_without_validation_stop_nothing():
+    assert epochs_until_it_stops([None, None, 3, None, None, 3, 3], patience=2) == 6
 
 
 @pytest.mark.parametrize("start", [1, 2, 3, 4])
@@ -58,6 +65,15 @@ def test_minutes_become_epochs_once(clock):
     state = engine.run([0], max_epochs=100)
     assert state.epoch == 2 + (120 - 60) // 10
     assert scheduler.lr_lambdas[0].epochs == state.epoch
+
+
+def test_the_time_of_validations_counts_where_not_every_epoch_has_one(clock):
+    engine = Engine(lambda *_: clock.__setitem__(0, clock[0] + 10))
+    engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda _: clock.__setitem__(0, clock[0] + 20))
+    TimeBudget(3, None, val_interval=2).attach(engine)
+    state = engine.run([0], max_epochs=100)
+    assert state.epoch == 3 + (180 - 50) // 20  # epochs 1, 2 and 3 take 10, 30 and 10 s; 20 s on average
+    assert clock[0] <= 180
 
 
 def test_a_resumed_training_keeps_its_number_of_epochs(clock):
@@ -98,6 +114,14 @@ def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights():
     with pytest.raises(DataError, match=sentence):
         engine.run()
     assert torch.isfinite(network.weight).all()
+
+
+def test_weights_that_are_no_numbers_are_not_validated():
+    network, engine = trainer(Watchdog(Engine(lambda *_: None), None, learning_rate=0.1), epochs=1)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda _: pytest.fail("came to the next handler"))
+    engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda _: network.weight.data.fill_(float("inf")))
+    with pytest.raises(DataError, match="weights that are no numbers after epoch 1: the steps are too long; lower"):
+        engine.run()
 
 
 def test_a_broken_image_is_named_as_the_cause():

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from monai.engines import SupervisedTrainer
 
 from pipeline import manifest as manifests
-from pipeline.errors import DataError
+from pipeline.errors import DataError, InputError
 from pipeline.tracking import TrackingHandler, sqlite_store, without_paths
 from tests.conftest import ROOT
 
@@ -29,11 +29,12 @@ def metric(folder, key):
     return rows(folder, f"select step, value from metrics where key = '{key}' order by step")
 
 
-def trainer(manifest, folder, explode=None):
+def trainer(manifest, folder, explode=None, store=None):
     """A training of one weight for two epochs of two steps; `explode` is called in step 3."""
     network = torch.nn.Conv2d(1, 2, 1)
     batch = {"image": torch.zeros(2, 1, 4, 4), "label": torch.zeros(2, 1, 4, 4)}
-    handler = TrackingHandler(str(folder), "test", str(manifest), config={"a": {"b": [1, 2]}, "lr": 0.1})
+    config = {"a": {"b": [1, 2]}, "lr": 0.1}
+    handler = TrackingHandler(str(folder), "test", str(manifest), config=config, store=store)
     engine = SupervisedTrainer(
         torch.device("cpu"), 2, [batch, batch], network, torch.optim.SGD(network.parameters(), 0.1),
         lambda prediction, _: prediction.mean(), train_handlers=[handler],
@@ -103,6 +104,37 @@ def test_two_runs_never_mix(phantom_manifest, tmp_path):
         tmp_path, "select status, count(*) from runs join metrics using (run_uuid) where key = 'loss' group by run_uuid"
     )
     assert sorted(points) == [("FAILED", 1), ("FINISHED", 2)]
+
+
+@pytest.mark.parametrize("store", ["mlruns_typo", "htp://server:5000", "sqlite:////proc/none/mlflow.db"])
+def test_a_store_that_is_none_gets_a_sentence(phantom_manifest, tmp_path, store):
+    engine = trainer(phantom_manifest, tmp_path, store=store)
+    with pytest.raises(InputError, match="no MLflow store answers there .*give `tracking_uri` as sqlite:///FILE"):
+        engine.run()
+
+
+def test_a_run_that_fails_in_its_first_second_does_not_say_running(phantom_manifest, tmp_path, monkeypatch):
+    def full(*_):
+        raise PermissionError("no room for artifacts")
+
+    monkeypatch.setattr(MlflowClient, "log_dict", full)
+    with pytest.raises(PermissionError):
+        trainer(phantom_manifest, tmp_path).run()
+    assert rows(tmp_path, "select status from runs") == [("FAILED",)]
+    assert {"heartbeat", "process"} <= {key for (key,) in rows(tmp_path, "select key from tags")}
+
+
+def test_a_store_that_dies_hides_no_error(phantom_manifest, tmp_path, monkeypatch, caplog):
+    def explode(_):
+        monkeypatch.setattr(MlflowClient, "set_tag", gone)
+        raise ZeroDivisionError("loss of nothing")
+
+    def gone(*_):
+        raise OSError("database is gone")
+
+    with pytest.raises(ZeroDivisionError):
+        trainer(phantom_manifest, tmp_path, explode).run()
+    assert "how the run ended could not be written: database is gone" in caplog.text
 
 
 def test_a_real_training_stopped_by_sigterm(phantom_manifest, tmp_path):
