@@ -146,6 +146,8 @@ class TrainingState:
         if saved.get("run_id") != self.run_id:
             return "nothing to resume: it stopped before its first checkpoint"
         epoch = saved["epoch"]
+        if epoch == 0:
+            return "it stopped before the end of its first epoch; the same command starts it again"
         return f"epoch {epoch} is saved in {self.path}; to go on from there, give the same command with --resume True"
 
     def _loaded(self) -> dict[str, Any]:

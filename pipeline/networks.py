@@ -9,6 +9,7 @@ from monai.networks.layers.factories import Act, Conv, Norm, Pool, split_args
 from torch import nn
 
 PADDINGS = ("valid", "zeros", "reflect")
+HEADS = ("softmax", "sigmoid")
 NORMS = (None, "batch", "instance")
 DOWNS = ("max", "conv")
 UPS = ("transposed", "linear", "nearest")
@@ -16,6 +17,22 @@ ACTS = ("celu", "elu", "gelu", "leakyrelu", "mish", "prelu", "relu", "relu6", "s
 
 VALID_LOSS = 4
 """Pixels per axis that the two unpadded 3x3 convolutions of a level take away."""
+
+
+def out_channels(head: str, class_names: Sequence[str]) -> int:
+    """Channels of the logits: one per class for `softmax`, one for the second of two classes for `sigmoid`.
+
+    Raises:
+        ValueError: there is no such head, or a sigmoid is to separate more than two classes.
+
+    Example:
+        >>> out_channels("softmax", ["cell", "membrane"]), out_channels("sigmoid", ["cell", "membrane"])
+        (2, 1)
+    """
+    _one_of("head", head, HEADS)
+    if head == "sigmoid" and len(class_names) != 2:
+        raise ValueError(f"`head='sigmoid'` separates 2 classes, there are {len(class_names)}: use 'softmax'")
+    return 1 if head == "sigmoid" else len(class_names)
 
 
 class UNet(nn.Module):

@@ -109,6 +109,7 @@ def test_the_same_training_without_resume_is_refused_while_it_is_unfinished(tmp_
     SaveLast(state, network).attach(runner := Engine(lambda e, _: 1 / (3 - e.state.epoch)))
     with pytest.raises(ZeroDivisionError):
         runner.run([0], max_epochs=5)
+    assert state.how_to_resume().startswith(f"epoch 2 is saved in {tmp_path / 'last.pt'}; to go on from there")
     with pytest.raises(InputError, match="epoch 2 of 5 of this training is saved here; add --resume True to go on"):
         state_of(tmp_path, phantom_manifest, network)
     state_of(tmp_path, phantom_manifest, network, lr=2)  # another training
@@ -137,7 +138,7 @@ def test_a_stop_in_the_first_epoch_can_be_resumed(tmp_path, phantom_manifest):
     SaveLast(state, network).attach(runner := Engine(lambda *_: 1 / 0))
     with pytest.raises(ZeroDivisionError):
         runner.run([0])
-    assert state.how_to_resume().startswith(f"epoch 0 is saved in {tmp_path / 'last.pt'}; to go on from there")
+    assert state.how_to_resume().startswith("it stopped before the end of its first epoch; the same command starts")
     assert state_of(tmp_path, phantom_manifest, network, resume=True).saved["epoch"] == 0
 
 

@@ -7,7 +7,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from pipeline.networks import UNet
+from pipeline.networks import UNet, out_channels
 
 CONVS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS, UPS = (None, "batch", "instance"), ("transposed", "linear", "nearest")
@@ -166,3 +166,10 @@ def test_the_forward_pass_can_be_exported():
     x = torch.rand(1, 1, 16, 24)
     exported = torch.export.export(net, (x,)).module()
     assert torch.equal(exported(x), net(x))
+
+
+def test_heads():
+    with pytest.raises(ValueError, match="`head` must be one of 'softmax', 'sigmoid', got 'sigmoied'"):
+        out_channels("sigmoied", ["a", "b"])
+    with pytest.raises(ValueError, match="`head='sigmoid'` separates 2 classes, there are 3: use 'softmax'"):
+        out_channels("sigmoid", ["a", "b", "c"])
