@@ -127,8 +127,8 @@ class TrainingState:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = self.path.with_name(f".{self.path.name}.lock").open("w")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by a loader's workers
+        except (BlockingIOError, PermissionError):
             file.close()
             raise InputError(
                 f"{self.path.parent}: another process is training there; wait for its end, or give another `output_dir`"

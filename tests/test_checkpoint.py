@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,13 +118,19 @@ def test_the_same_training_without_resume_is_refused_while_it_is_unfinished(tmp_
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, phantom_manifest):
-    first, second = (state_of(tmp_path, phantom_manifest, line()) for _ in range(2))
-    first.lock()
-    with pytest.raises(InputError, match="another process is training there; wait for its end"):
-        second.lock()
-    first.unlock()
-    second.lock()
-    second.unlock()
+    state = state_of(tmp_path, phantom_manifest, line())
+    code = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); "
+        "print('locked', flush=True); time.sleep(600)"
+    )
+    lock = [sys.executable, "-c", code, str(tmp_path / ".last.pt.lock")]
+    with subprocess.Popen(lock, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match="another process is training there; wait for its end"):
+            state.lock()
+        other.kill()
+    state.lock()  # a killed process keeps nobody out
+    state.unlock()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device here that is always full")

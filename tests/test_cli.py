@@ -5,6 +5,7 @@ import sqlite3
 import numpy as np
 import pytest
 import tifffile
+import torch
 
 from pipeline import manifest as manifests
 from tests.conftest import edited
@@ -160,7 +161,8 @@ def test_a_training_never_leaves_the_weights_of_an_earlier_one(overtile, site, t
     words = ["--manifest", site / "manifest.json", "--output_dir", tmp_path / "out", "--workers", 0, "--patch", 50]
     code, output = overtile("run", EM, "training", *words)
     assert (code, "the nearest valid sizes are 48 and 64" in output) == (2, True)
-    assert [path.name for path in (tmp_path / "out").glob("*.pt")] == ["previous_model.pt"]
+    assert {path.name for path in (tmp_path / "out").glob("*.pt")} == {"previous_model.pt", "last.pt"}
+    assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["epoch"] == 0
 
 
 def test_keys_of_the_network_are_handed_on(overtile, phantom_dir, trained, tmp_path):
