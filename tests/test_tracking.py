@@ -87,8 +87,12 @@ def test_an_exception_says_failed_and_why(phantom_manifest, tmp_path):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_says_killed(phantom_manifest, tmp_path, how):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        trainer(phantom_manifest, tmp_path, lambda _: os.kill(os.getpid(), how)).run()
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trainer(phantom_manifest, tmp_path, lambda _: os.kill(os.getpid(), how)).run()
+    finally:
+        signal.signal(signal.SIGINT, ctrl_c)
     assert rows(tmp_path, "select status from runs") == [("KILLED",)]
     assert signal.getsignal(signal.SIGTERM) is before
 
