@@ -106,7 +106,7 @@ def test_metadata_names_the_installed_versions(folder):
 @pytest.mark.parametrize(
     ("file", "change", "problem"),
     [
-        ("train.yaml", lambda c: c["loss"].update(lambda_dise=1), "loss: DiceCELoss: got an unexpected keyword argument 'lambda_dise'"),
+        ("train.yaml", lambda c: c["loss"]["loss"].update(lambda_dise=1), "loss#loss: DiceCELoss: got an unexpected keyword argument 'lambda_dise'"),
         ("train.yaml", lambda c: c["optimizer"].pop("params"), "missing a required argument: 'params'"),
         ("train.yaml", lambda c: c["optimizer"].update(_target_="torch.optim.AdamV"), "'torch.optim.AdamV' cannot be imported"),
         ("train.yaml", lambda c: c["loss"].update(_target_="DiceLos"), "'DiceLos' cannot be imported"),

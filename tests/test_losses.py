@@ -152,7 +152,7 @@ def test_the_loss_is_the_mean_over_cases(folder, head, monkeypatch):
     one_by_one = torch.stack([loss(logits[i : i + 1], truth[i : i + 1]) for i in range(2)])
     torch.testing.assert_close(loss(logits, truth), one_by_one.mean())
 
-    changed = configured(folder, monkeypatch, head=head, **{"loss#batch": True})
+    changed = configured(folder, monkeypatch, head=head, **{"loss#loss#batch": True})
     assert changed.get_parsed_content("loss")(logits, truth) < loss(logits, truth) - 0.1
 
 

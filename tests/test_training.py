@@ -137,6 +137,7 @@ SETTINGS = {
     "bfloat16": {"amp": True},
     "sigmoid": {"head": "sigmoid"},
     "early": {"patience": 1, "epochs": 8, "learning_rate": 1e-9, "save_every": 2},
+    "valid": {"padding": "valid", "patch": 92},
     "paper": {"overlays": ["paper"], "patch": 92, "width": 4, "depth": 3, "learning_rate": 1e-3},
 }
 
