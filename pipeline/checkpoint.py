@@ -88,7 +88,6 @@ class TrainingState:
         self.manifest_digest = read(manifest).digest()
         self.config = flattened(dict(config) if config is not None else running_config())
         self.run_id = ""
-        self.finished = False
         self.saved: dict[str, Any] = {}
         self._lock: Any = None
         if resume:
@@ -115,7 +114,7 @@ class TrainingState:
             "config": self.config,
             "config_sha256": hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest(),
             "run_id": self.run_id,
-            "finished": self.finished,
+            "finished": engine.state.epoch >= (engine.state.max_epochs or 0) or bool(engine.should_terminate),
         }
 
     def lock(self) -> None:
@@ -226,7 +225,6 @@ class SaveLast:
         """Follow an engine's epochs."""
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
         if self.state.saved:
@@ -236,10 +234,6 @@ class SaveLast:
             if old.is_file():
                 old.replace(old.with_name(PREVIOUS + old.name))
                 logger.info("%s of an earlier training is now %s%s", old, PREVIOUS, old.name)
-        save(self.state.gather(engine), self.state.path)
-
-    def _finish(self, engine: Engine) -> None:
-        self.state.finished = True
         save(self.state.gather(engine), self.state.path)
 
     def __call__(self, engine: Engine) -> None:

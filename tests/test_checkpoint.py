@@ -117,6 +117,17 @@ def test_the_same_training_without_resume_is_refused_while_it_is_unfinished(tmp_
     state_of(tmp_path, phantom_manifest, network, lr=2)  # another training
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_finished_training_may_be_started_again(tmp_path, phantom_manifest, early):
+    network = line()
+    runner = Engine(lambda *_: None)
+    if early:
+        runner.add_event_handler(Events.EPOCH_COMPLETED(once=2), lambda e: e.terminate())
+    SaveLast(state_of(tmp_path, phantom_manifest, network), network).attach(runner)
+    assert runner.run([0], max_epochs=3).epoch == (2 if early else 3)
+    assert state_of(tmp_path, phantom_manifest, network).saved == {}
+
+
 def test_two_processes_do_not_train_in_one_folder(tmp_path, phantom_manifest):
     state = state_of(tmp_path, phantom_manifest, line())
     code = (
