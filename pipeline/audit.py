@@ -13,7 +13,8 @@ import numpy as np
 
 from pipeline.errors import DataError, InputError
 from pipeline.index import file_digest
-from pipeline.loading import page_shapes, read_page, to_class_indices
+from pipeline.labels import to_class_indices
+from pipeline.loading import page_shapes, read_page
 from pipeline.manifest import PARTITIONS, Case, Finding, Manifest, read
 from pipeline.progress import Progress, silent
 

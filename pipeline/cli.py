@@ -87,14 +87,20 @@ def _say(error: Exception) -> int:
 @app.command()
 def index(
     root: Annotated[Path, typer.Argument(help="Folder with the images.")],
-    name: Annotated[str, typer.Option(help="Name of the dataset.")],
-    image: Annotated[str, typer.Option(help="Pattern of the images, say '{patient}/{case}.tif'.")],
     out: Annotated[Path, typer.Option(help="Manifest to write; an earlier one keeps its partitions.")],
+    recipe: Annotated[Path | None, typer.Option(help="YAML file that says what the further options would.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the dataset.")] = None,
+    image: Annotated[str | None, typer.Option(help="Pattern of the images, say '{patient}/{case}.tif'.")] = None,
     label: Annotated[str | None, typer.Option(help="Pattern of the labels, say '{patient}/{case}_mask.tif'.")] = None,
     classes: Annotated[
-        list[str] | None, typer.Option("--class", help="NAME=RAW VALUE of a class, class 0 first; repeat.")
+        list[str] | None,
+        typer.Option("--class", help="NAME=RAW of a class, class 0 first; RAW as 255, 128..255 or #ff0000; repeat."),
     ] = None,
     patient: Annotated[str | None, typer.Option(help="The only patient, where the pattern names none.")] = None,
+    patients_unknown: Annotated[bool, typer.Option("--patients-unknown", help="Nobody knows the patients.")] = False,
+    patient_id: Annotated[
+        str | None, typer.Option(help="Regular expression of {patient}, with groups patient, study, COLUMN.")
+    ] = None,
     modality: Annotated[list[str] | None, typer.Option(help="Name of a channel; repeat.")] = None,
     spacing_mm: Annotated[
         tuple[float, float] | None, typer.Option(help="Height and width of a pixel, where it is known.")
@@ -105,27 +111,33 @@ def index(
     """Read a folder into a manifest: patients, cases, digests."""
     from pipeline import index as indexing
     from pipeline import manifest as manifests
+    from pipeline.patients import read_key
+    from pipeline.recipe import read_recipe
+    from pipeline.recipe import recipe as checked
 
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    secret = None if public else indexing.read_key(key or out.parent / "overtile.key")
-    manifest = indexing.index(
-        root,
-        name=name,
-        image=image,
-        label=label,
-        classes=[_class(word) for word in classes or ()],
-        patient=patient,
-        key=secret,
-        modality=modality or (),
-        spacing_mm=spacing_mm,
-        previous=out,
-        progress=_progress,
-    )
+    options = {
+        "name": name,
+        "image": image,
+        "label": label,
+        "classes": [_class(word) for word in classes or ()],
+        "patient": patient,
+        "patients_unknown": patients_unknown,
+        "patient_id": patient_id,
+        "modality": modality,
+        "spacing_mm": spacing_mm,
+        "public": public,
+    }
+    given = {option: value for option, value in options.items() if value}
+    plan = checked((read_recipe(recipe) if recipe else {}) | given, str(recipe or ""))
+    secret = None if plan.public else read_key(key or out.parent / "overtile.key")
+    manifest = indexing.index(root, plan, key=secret, previous=out, progress=_progress)
     manifests.write(manifest, out)
     cases = list(manifest.cases())
     patients = len({case.patient for _, case in cases})
-    _print(f"{len(cases)} cases of {patients} patients, {len(manifest.unassigned)} unassigned -> {out}")
+    of = "of unknown patients" if plan.patients_unknown else f"of {patients} patients"
+    _print(f"{len(cases)} cases {of}, {len(manifest.unassigned)} unassigned -> {out}")
 
 
 @app.command()
@@ -339,11 +351,11 @@ def _number_or_path(word: str | None) -> float | str | None:
         return str(Path(str(word)).absolute())
 
 
-def _class(word: str) -> tuple[str, int]:
+def _class(word: str) -> tuple[str, str]:
     name, equals, raw = word.rpartition("=")
-    if not (name and equals and raw.lstrip("-").isdigit()):
+    if not (name and equals and raw):
         raise InputError(f"--class {word!r}: write NAME=RAW VALUE, as in --class tumour=255")
-    return name, int(raw)
+    return name, raw
 
 
 def _progress(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:

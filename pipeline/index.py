@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,28 +14,35 @@ import numpy as np
 import parse
 from pydantic import ValidationError
 
-from pipeline.atomic import atomic
 from pipeline.errors import InputError
 from pipeline.loading import IMAGE_SUFFIXES, page_shapes, read_page, read_pages
 from pipeline.manifest import PARTITIONS, Case, Manifest, read
+from pipeline.patients import columns_of, identity, join, pseudonym, refuse_two_spellings, study_pseudonym
 from pipeline.progress import Progress, silent
+from pipeline.recipe import Recipe
 
-FIELDS = ("patient", "case", "page")
+FIELDS = ("patient", "study", "case", "page")
 """What a pattern may name; `{page}` is a number, the others stay inside one path component."""
 
 
-KEY_LENGTH = 32
-"""Fewest characters of a key: with a short or empty one, names could be guessed and confirmed."""
+_Fields = tuple[str, str, str, int | None]
 
 
 @dataclass(frozen=True)
 class _Page:
     """One page of one file, with what its path says about it."""
 
-    patient: str
+    who: str
+    study: str
     case: str
     page: int | None
     path: str
+    columns: dict[str, str | None]
+
+    @property
+    def fields(self) -> _Fields:
+        """What image and label of one case share."""
+        return self.who, self.study, self.case, self.page
 
 
 def pixel_digest(array: np.ndarray) -> str:
@@ -52,36 +58,11 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def pseudonym(key: bytes, name: str) -> str:
-    """A patient's pseudonym: keyed, so that nobody without the site's key can confirm a guessed name."""
-    return "P-" + hmac.new(key, name.encode(), "sha256").hexdigest()[:12]
-
-
-def read_key(path: Path) -> bytes:
-    """The site's pseudonym key; made on first use, readable by its owner alone."""
-    if not path.exists():
-        with atomic(path) as temporary:
-            temporary.touch(mode=0o600)
-            temporary.write_text(secrets.token_hex(32) + "\n")
-    key = path.read_text(errors="replace").strip()
-    if len(key) < KEY_LENGTH:
-        raise InputError(
-            f"{path}: is no pseudonym key, it has {len(key)} characters of at least {KEY_LENGTH}; restore it"
-        )
-    return key.encode()
-
-
 def index(
     root: Path,
+    recipe: Recipe,
     *,
-    name: str,
-    image: str,
-    label: str | None = None,
-    classes: Sequence[tuple[str, int]] = (),
-    patient: str | None = None,
     key: bytes | None = None,
-    modality: Sequence[str] = (),
-    spacing_mm: Sequence[float] | None = None,
     previous: Path | None = None,
     progress: Progress = silent,
 ) -> Manifest:
@@ -89,53 +70,59 @@ def index(
 
     Args:
         root: folder that the paths in the manifest are relative to.
-        name: of the dataset.
-        image: pattern with `{patient}`, `{case}` and `{page}`, relative to `root`.
-        label: likewise; an image and a label belong together when the fields agree.
-        classes: (name, raw value in the label file) in the order of the class indices.
-        patient: name of the only patient, where the pattern names none.
+        recipe: what patient, study, case and page are, and what label values mean.
         key: pseudonym key; None keeps patient names as they are (public data only).
-        modality: one name per channel.
-        spacing_mm: height and width of a pixel; None keeps what an earlier manifest says, or unknown.
         previous: an earlier manifest of this dataset, whose partitions, split and texts are kept.
         progress: told about every file.
 
     Raises:
         InputError: nothing matches, an image has no label or two, classes are not declared.
+        DataError: two patients differ in spelling alone.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     kept = read(previous) if previous and previous.exists() else None
-    if kept and kept.name != name:
-        raise InputError(f"{previous}: is the manifest of {kept.name!r}, not of {name!r}; choose another --out")
-    images = _find(root, image, patient)
-    labels = _by_fields(_find(root, label, patient)) if label else {}
-    if label:
-        images = _pair(images, labels, image, label)
-        _require_classes(root / next(iter(labels.values())), classes)
+    if kept and kept.name != recipe.name:
+        raise InputError(f"{previous}: is the manifest of {kept.name!r}, not of {recipe.name!r}; choose another --out")
+    images = _find(root, recipe.image, recipe)
+    labels = _by_fields(_find(root, recipe.label, recipe)) if recipe.label else {}
+    if recipe.label:
+        images = _pair(images, labels, recipe.image, recipe.label)
+        _require_classes(root / next(iter(labels.values())), recipe.classes)
+    if not recipe.patients_unknown:
+        refuse_two_spellings({page.who for page in images})
+    table = join(recipe.columns, root, recipe.patient_id) if recipe.columns else None
     digests = _digests(root, sorted({p.path for p in images} | set(labels.values())), progress)
-    cases = [_case(page, labels.get((page.patient, page.case, page.page)), digests, key) for page in images]
-    fields: dict[str, Any] = {"name": name}
-    if kept:
-        fields = kept.model_dump(exclude_unset=True)
-    fields["modality"] = _modality(root / images[0].path, modality)
-    fields["labels"] = {str(i): class_name for i, (class_name, _) in enumerate(classes)}
-    fields["label_values"] = {str(raw): i for i, (_, raw) in enumerate(classes)}
-    fields["spacing_mm"] = list(spacing_mm) if spacing_mm else fields.get("spacing_mm")
-    fields.setdefault("split", None)
+    cases = []
+    for page in images:
+        told = page.columns | (columns_of(table, page.who, page.path) if table is not None else {})
+        cases.append(_case(page, labels.get(page.fields), digests, key, told))
+    fields = _texts(recipe, kept)
+    fields["modality"] = _modality(root / images[0].path, recipe.modality)
+    fields["labels"] = {str(i): class_name for i, (class_name, _) in enumerate(recipe.classes)}
+    fields["label_values"] = recipe.label_values()
+    fields["spacing_mm"] = recipe.spacing_mm or fields.get("spacing_mm")
+    fields.setdefault("split", {"by": "image"} if recipe.patients_unknown else None)
     try:
         return Manifest(**(fields | _partitions(cases, kept)))
     except ValidationError as error:
         raise InputError(f"{root}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
-def _find(root: Path, pattern: str, patient: str | None) -> list[_Page]:
-    """Every page of every file under `root` that a pattern matches, in the order of patient, case and page."""
+def _texts(recipe: Recipe, kept: Manifest | None) -> dict[str, Any]:
+    """What an earlier manifest says, and what the recipe says over it."""
+    fields: dict[str, Any] = kept.model_dump(exclude_unset=True) if kept else {}
+    texts = {name: getattr(recipe, name) for name in ("name", "description", "reference", "licence")}
+    return fields | {name: text for name, text in texts.items() if text}
+
+
+def _find(root: Path, pattern: str, recipe: Recipe) -> list[_Page]:
+    """Every page of every file under `root` that a pattern matches, in the order of patient, study, case and page."""
     compiled = _compile(pattern)
-    if "patient" not in compiled.named_fields and patient is None:
+    if "patient" not in compiled.named_fields and recipe.patient is None and not recipe.patients_unknown:
         raise InputError(
-            f"the pattern {pattern!r} names no {{patient}}: "
-            "add it, or say --patient NAME if all files are of one patient"
+            f"the pattern {pattern!r} names no {{patient}}: add it, or say --patient NAME if all files are of one "
+            "patient, or --patients-unknown if nobody knows"
         )
     pages: list[_Page] = []
     for path in sorted(root.rglob("*")):
@@ -143,25 +130,29 @@ def _find(root: Path, pattern: str, patient: str | None) -> list[_Page]:
         found = compiled.parse(relative) if path.suffix.lower() in IMAGE_SUFFIXES else None
         if found is None or any("/" in str(value) for value in found.named.values()):
             continue
-        fields = found.named
-        who, what = str(fields.get("patient", patient)), str(fields.get("case", ""))
-        if "page" in fields:
-            if len(page_shapes(path)) > 1:
-                raise InputError(f"{relative}: is a stack, but the pattern {pattern!r} takes {{page}} from file names")
-            pages.append(_Page(who, what, fields["page"], relative))
-        else:
-            count = len(page_shapes(path))
-            pages += [_Page(who, what, number if count > 1 else None, relative) for number in range(count)]
+        if "page" in found.named and len(page_shapes(path)) > 1:
+            raise InputError(f"{relative}: is a stack, but the pattern {pattern!r} takes {{page}} from file names")
+        count = 1 if "page" in found.named else len(page_shapes(path))
+        numbers = [found.named.get("page")] if count == 1 else range(count)
+        pages += [_page(found.named, number, relative, recipe) for number in numbers]
     if not pages:
         raise InputError(f"no file under {root} matches {pattern!r}; a path looks like {_example(root)}")
-    return sorted(pages, key=lambda p: (p.patient, p.case, p.page or 0))
+    return sorted(pages, key=lambda p: (p.who, p.study, p.case, p.page or 0))
 
 
-def _by_fields(pages: list[_Page]) -> dict[tuple[str, str, int | None], str]:
-    """Patient, case and page -> path; two files of the same fields are refused."""
-    paths: dict[tuple[str, str, int | None], str] = {}
+def _page(named: Mapping[str, Any], number: int | None, path: str, recipe: Recipe) -> _Page:
+    who, study, columns = identity(str(named.get("patient", recipe.patient or "")), recipe.patient_id)
+    case = str(named.get("case", ""))
+    if recipe.patients_unknown:
+        who, case = case, ""
+    return _Page(who, study or str(named.get("study", "")), case, number, path, dict(columns))
+
+
+def _by_fields(pages: list[_Page]) -> dict[_Fields, str]:
+    """Patient, study, case and page -> path; two files of the same fields are refused."""
+    paths: dict[_Fields, str] = {}
     for p in pages:
-        other = paths.setdefault((p.patient, p.case, p.page), p.path)
+        other = paths.setdefault(p.fields, p.path)
         if other != p.path:
             raise InputError(f"{other} and {p.path}: two labels of the same patient, case and page")
     return paths
@@ -186,29 +177,26 @@ def _example(root: Path) -> str:
     return repr(found) if found else "nothing: the folder is empty"
 
 
-def _pair(images: list[_Page], labels: Mapping[Any, str], image: str, label: str) -> list[_Page]:
+def _pair(images: list[_Page], labels: Mapping[_Fields, str], image: str, label: str) -> list[_Page]:
     """The images without those that are labels themselves; every one must have its label."""
     label_paths = set(labels.values())
     images = [p for p in images if p.path not in label_paths]
     if not images:
         raise InputError(f"the patterns {image!r} and {label!r} match the same files")
     for p in images:
-        if (p.patient, p.case, p.page) not in labels:
+        if p.fields not in labels:
             page = "" if p.page is None else f", page {p.page}"
             raise InputError(f"{p.path}{page}: no label; the pattern {label!r} finds none with the same fields")
-    keys = [(p.patient, p.case, p.page) for p in images]
+    keys = [p.fields for p in images]
     for lonely in sorted(labels.keys() - set(keys), key=str):
-        page = "" if lonely[2] is None else f", page {lonely[2]}"
+        page = "" if lonely[-1] is None else f", page {lonely[-1]}"
         raise InputError(f"{labels[lonely]}{page}: a label without an image; {image!r} finds none with the same fields")
     for twice in {k for k in keys if keys.count(k) > 1} if len(set(keys)) < len(keys) else ():
-        raise InputError(f"patient {twice[0]!r}, case {twice[1]!r}: several images; name {{case}} in the pattern")
+        raise InputError(f"patient {twice[0]!r}, case {twice[2]!r}: several images; name {{case}} in the pattern")
     return images
 
 
-def _require_classes(example: Path, classes: Sequence[tuple[str, int]]) -> None:
-    for what, values in (("name", [n for n, _ in classes]), ("raw value", [raw for _, raw in classes])):
-        if len(set(values)) < len(values):
-            raise InputError(f"two classes with the same {what}: {', '.join(map(str, values))}")
+def _require_classes(example: Path, classes: Sequence[tuple[str, str]]) -> None:
     if len(classes) < 2:
         found = np.unique(read_page(example, 0 if len(page_shapes(example)) > 1 else None))[:8]
         raise InputError(
@@ -227,13 +215,22 @@ def _digests(root: Path, paths: list[str], progress: Progress) -> dict[str, tupl
         return dict(zip(paths, progress(pool.map(of, paths), len(paths), "digests"), strict=True))
 
 
-def _case(page: _Page, label: str | None, digests: Mapping[str, tuple[str, list[str]]], key: bytes | None) -> Case:
-    who = page.patient if key is None else pseudonym(key, page.patient)
+def _case(
+    page: _Page,
+    label: str | None,
+    digests: Mapping[str, tuple[str, list[str]]],
+    key: bytes | None,
+    columns: Mapping[str, str | None],
+) -> Case:
+    who = page.who if key is None else pseudonym(key, page.who)
     what = page.case if key is None else hmac.new(key, page.case.encode(), "sha256").hexdigest()[:8]
-    parts = [who, what, "" if page.page is None else f"{page.page:03d}"]
+    study = study_pseudonym(key, page.who, page.study) if page.study else ""
+    parts = [who, study, what if page.case else "", "" if page.page is None else f"{page.page:03d}"]
     file_sha, pixels = digests[page.path]
     in_stack = len(pixels) > 1
     fields: dict[str, Any] = {"id": "_".join(part for part in parts if part), "patient": who, "image": page.path}
+    if study:
+        fields["study"] = study
     if label:
         fields["label"] = label
     if in_stack:
@@ -242,7 +239,7 @@ def _case(page: _Page, label: str | None, digests: Mapping[str, tuple[str, list[
     if label:
         fields["label_sha256"] = digests[label][0]
     fields["pixels"] = pixels[page.page if in_stack and page.page is not None else 0]
-    return Case(**fields)
+    return Case(**(fields | dict(columns)))
 
 
 def _modality(example: Path, modality: Sequence[str]) -> dict[str, str]:
@@ -268,5 +265,5 @@ def _partitions(cases: list[Case], kept: Manifest | None) -> dict[str, list[dict
     for case in cases:
         name, old = before.get(case.id, ("unassigned", None))
         fields = case.model_dump(exclude_unset=True)
-        partitions[name].append(fields | (old.model_extra or {}) if old else fields)
+        partitions[name].append((old.model_extra or {} if old else {}) | fields)
     return partitions

@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from pipeline import dicom
 from pipeline.atomic import atomic
 from pipeline.errors import DataError, InputError
+from pipeline.labels import to_class_indices
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png")
@@ -79,48 +80,15 @@ def page_shapes(path: Path) -> list[tuple[int, ...]]:
             return [(image.height, image.width)]
 
 
-def to_class_indices(raw: np.ndarray, label_values: Mapping[str, int], source: str) -> np.ndarray:
-    """Map raw label values to class indices by declaration.
-
-    Args:
-        raw: (1, H, W), any dtype.
-        label_values: raw value, as text -> class index.
-        source: what to name in an error.
-
-    Returns:
-        (1, H, W) uint8.
-
-    Raises:
-        DataError: the label has several channels or a raw value that is not declared.
-    """
-    if raw.shape[0] != 1:
-        raise DataError(f"{source}: a label must have one channel, this has {raw.shape[0]}")
-    table = {int(value): index for value, index in label_values.items()}
-    indices = np.zeros(raw.shape, np.uint8)
-    known = np.zeros(raw.shape, bool)
-    for value, index in table.items():
-        mask = raw == value
-        indices[mask] = index
-        known |= mask
-    if not known.all():
-        strange = np.unique(raw[~known])
-        shown = ", ".join(f"{value:g}" for value in strange[:5]) + (", ..." if len(strange) > 5 else "")
-        declared = ", ".join(str(value) for value in sorted(table))
-        raise DataError(
-            f"{source}: raw label values {shown} are not declared (declared: {declared}); "
-            "correct the mask or declare them in the manifest's `label_values`"
-        )
-    return indices
-
-
 class LoadCased(MapTransform):
     """Load the files that a manifest's case names.
 
     `image` becomes a float32 MetaTensor (C, H, W), or (1, X, Y, Z) for a folder with a DICOM series; `label`
-    becomes a uint8 MetaTensor (1, H, W) of class indices. The item's optional `page` selects a page of a stack.
+    becomes a uint8 MetaTensor (1, H, W) of class indices; `instances`, read from the same file as `label`, an int32
+    MetaTensor (1, H, W) of its raw values. The item's optional `page` selects a page of a stack.
 
     Args:
-        keys: of `image` and `label`, those to load.
+        keys: of `image`, `label` and `instances`, those to load.
         label_values: raw value, as text -> class index; needed where `label` is loaded.
         allow_missing_keys: pass an item without such a key through.
     """
@@ -137,10 +105,15 @@ class LoadCased(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """The item with paths replaced by tensors."""
         item = dict(data)
-        for key in self.key_iterator(item):
-            path = Path(item[key])
+        for key in self.keys:
+            path_key = "label" if key == "instances" else key
+            if path_key not in item and self.allow_missing_keys:
+                continue
+            path = Path(data[path_key])
             if key == "label":
                 item[key] = self._label(path, item.get("page"))
+            elif key == "instances":
+                item[key] = _instances(path, item.get("page"))
             else:
                 item[key] = _series(path) if path.is_dir() else _image(path, item.get("page"))
         return item
@@ -201,6 +174,13 @@ def _image(path: Path, page: int | None) -> MetaTensor:
     return _meta_tensor(pixels.astype(np.float32), path, torch.eye(4))
 
 
+def _instances(path: Path, page: int | None) -> MetaTensor:
+    raw = read_page(path, page)
+    if raw.shape[0] != 1 or not np.issubdtype(raw.dtype, np.integer):
+        raise DataError(f"{_place(path, page)}: an instance map has one channel of whole numbers")
+    return _meta_tensor(raw.astype(np.int32), path, torch.eye(4))
+
+
 def _series(folder: Path) -> MetaTensor:
     series = dicom.read_series(folder)
     return _meta_tensor(series.volume[None], folder, torch.as_tensor(series.affine))
@@ -252,6 +232,10 @@ def _read_png(path: Path) -> np.ndarray:
         if image.mode in ("P", "1", "LA", "CMYK"):
             raise InputError(f"{path}: mode {image.mode!r} is not supported; save it as grey, RGB or RGBA")
         array = np.asarray(image)
+    if image.mode == "RGBA":
+        if (array[..., 3] != array[0, 0, 3]).any():
+            raise InputError(f"{path}: is transparent in places, so its colours are not what one sees; save it as RGB")
+        array = array[..., :3]  # an alpha channel that is the same everywhere says nothing
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline import labels
 from pipeline.atomic import atomic
 from pipeline.errors import InputError
 
@@ -21,6 +22,8 @@ PARTITIONS = ("training", "validation", "test")
 class Case(BaseModel):
     """One image with its reference: a file, or one page of a TIFF stack.
 
+    `patient` is what no split divides: a patient's pseudonym, or, where no patient is known, an image or a cluster.
+    `study` is one examination of a patient.
     Columns that are not named here (age band, institution, ...) are kept as they are.
     """
 
@@ -28,6 +31,7 @@ class Case(BaseModel):
 
     id: str = Field(min_length=1)
     patient: str = Field(min_length=1)
+    study: str | None = None
     image: str = Field(min_length=1)
     label: str | None = None
     page: int | None = Field(default=None, ge=0)
@@ -39,7 +43,8 @@ class Case(BaseModel):
 class Manifest(BaseModel):
     """A dataset: the Medical Segmentation Decathlon's `dataset.json`, with patients, digests and partitions.
 
-    `labels` maps a class index to its name, `label_values` a raw value in the label file to its class index;
+    `labels` maps a class index to its name, `label_values` raw values in the label file, written as
+    `pipeline.labels` says, to their class index;
     `spacing_mm` is null where it is unknown.
     """
 
@@ -67,8 +72,7 @@ class Manifest(BaseModel):
         for raw, index in self.label_values.items():
             if str(index) not in self.labels:
                 raise ValueError(f"`label_values` maps {raw} to class {index}, which `labels` does not name")
-            if not raw.lstrip("-").isdigit():
-                raise ValueError(f"`label_values` has the raw value {raw!r}: write an integer")
+        labels.check(self.label_values)
         seen: set[str] = set()
         for _, case in self.cases():
             if case.id in seen:

@@ -15,7 +15,8 @@ from scipy.ndimage import distance_transform_edt, find_objects
 from skimage.measure import label as connected_components
 
 from pipeline.errors import DataError
-from pipeline.loading import read_page, to_class_indices
+from pipeline.labels import to_class_indices
+from pipeline.loading import read_page
 from pipeline.manifest import read
 
 NEGLIGIBLE = 1e-7

@@ -55,14 +55,16 @@ def phantom_manifest(phantom_dir):
 
 def index_phantom(folder, **changes):
     from pipeline.index import index
+    from pipeline.recipe import recipe
 
+    how = {name: changes.pop(name) for name in ("key", "previous") if name in changes}
     arguments = {
         "name": "phantom_em",
         "image": "{patient}/image.tif",
         "label": "{patient}/label.tif",
         "classes": [("cell", 255), ("membrane", 0)],
     }
-    return index(folder, **(arguments | changes))
+    return index(folder, recipe(arguments | changes), **how)
 
 
 def edited(path, target, change):

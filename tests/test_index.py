@@ -8,7 +8,9 @@ from PIL import Image
 
 from pipeline import manifest as manifests
 from pipeline.errors import InputError
-from pipeline.index import index, pixel_digest, read_key
+from pipeline.index import index, pixel_digest
+from pipeline.patients import read_key
+from pipeline.recipe import Recipe
 from tests.conftest import index_phantom
 
 
@@ -28,8 +30,8 @@ def test_pixels_do_not_depend_on_the_file_format(tmp_path):
     image = np.arange(64, dtype=np.uint8).reshape(8, 8)
     Image.fromarray(image).save(tmp_path / "a.png")
     tifffile.imwrite(tmp_path / "b.tif", image, compression="lzw")
-    a = index(tmp_path, name="x", image="{case}.png", patient="p").unassigned[0]
-    b = index(tmp_path, name="x", image="{case}.tif", patient="p").unassigned[0]
+    a = index(tmp_path, Recipe(name="x", image="{case}.png", patient="p")).unassigned[0]
+    b = index(tmp_path, Recipe(name="x", image="{case}.tif", patient="p")).unassigned[0]
     assert a.pixels == b.pixels
     assert a.sha256 != b.sha256
 
@@ -38,23 +40,20 @@ def test_pages_in_file_names_are_numbers(tmp_path):
     for page in (2, 10, 1):
         tifffile.imwrite(tmp_path / f"P7_{page}.tif", np.full((8, 8), page, np.uint8))
         tifffile.imwrite(tmp_path / f"P7_{page}_mask.tif", np.zeros((8, 8), np.uint8))
-    manifest = index(
-        tmp_path,
-        name="x",
-        image="{patient}_{page}.tif",
-        label="{patient}_{page}_mask.tif",
-        classes=[("a", 0), ("b", 255)],
+    recipe = Recipe(
+        name="x", image="{patient}_{page}.tif", label="{patient}_{page}_mask.tif", classes={"a": 0, "b": 255}
     )
+    manifest = index(tmp_path, recipe)
     assert [case.image for case in manifest.unassigned] == ["P7_1.tif", "P7_2.tif", "P7_10.tif"]
     assert [case.label for case in manifest.unassigned] == ["P7_1_mask.tif", "P7_2_mask.tif", "P7_10_mask.tif"]
 
 
 def test_channels_are_named(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((8, 9, 3), np.uint8), photometric="rgb")
-    manifest = index(tmp_path, name="x", image="{case}.tif", patient="p", modality=["T1", "FLAIR", "T1c"])
+    manifest = index(tmp_path, Recipe(name="x", image="{case}.tif", patient="p", modality=["T1", "FLAIR", "T1c"]))
     assert manifest.modality == {"0": "T1", "1": "FLAIR", "2": "T1c"}
     with pytest.raises(InputError, match=r"a\.tif has 3 channels, 1 modalities were named: T1"):
-        index(tmp_path, name="x", image="{case}.tif", patient="p", modality=["T1"])
+        index(tmp_path, Recipe(name="x", image="{case}.tif", patient="p", modality=["T1"]))
 
 
 def test_patients_get_pseudonyms_that_the_key_repeats(phantom_dir, tmp_path):
@@ -95,7 +94,7 @@ def test_cases_with_a_partition_do_not_vanish(phantom_dir, phantom_manifest, tmp
     ("changes", "sentence"),
     [
         ({"image": "{patient}/*.tif", "label": None}, "no file under .* matches"),
-        ({"image": "{patient}/{section}.tif"}, r"has \{section\}: use \{patient\}, \{case\}, \{page\}"),
+        ({"image": "{patient}/{section}.tif"}, r"has \{section\}: use \{patient\}, \{study\}, \{case\}, \{page\}"),
         ({"image": "{}/image.tif"}, "has an unnamed field"),
         ({"image": "{case}/image.tif"}, r"names no \{patient\}: add it, or say --patient NAME"),
         ({"label": "{patient}/mask.tif"}, "no file under .* matches .*mask"),

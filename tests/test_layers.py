@@ -8,9 +8,10 @@ from tests.conftest import ROOT
 
 FLOORS = [
     ["errors", "progress", "configuration", "heartbeat", "tables"],
-    ["atomic", "config_check"],
+    ["atomic", "config_check", "labels"],
     [
         "networks",
+        "resizing",
         "elastic",
         "losses",
         "precision",
@@ -25,7 +26,8 @@ FLOORS = [
     ["reach", "seg", "seeding", "optimisation"],
     ["tiling", "stopping"],
     ["inferers"],
-    ["loading"],
+    ["loading", "recipe"],
+    ["patients"],
     ["index", "weights", "checkpoint"],
     ["split", "audit", "phantom", "tracking", "separation"],
     ["bundle", "predict", "evaluate"],

@@ -4,12 +4,12 @@ import tifffile
 from PIL import Image
 
 from pipeline.errors import DataError, InputError
+from pipeline.labels import to_class_indices
 from pipeline.loading import (
     LoadCased,
     page_shapes,
     read_page,
     read_pages,
-    to_class_indices,
     write_labels,
     write_probabilities,
 )

@@ -48,7 +48,7 @@ def test_monai_reads_it_as_it_is(phantom_manifest):
             lambda m: m["label_values"].update({"7": 2}),
             "`label_values` maps 7 to class 2, which `labels` does not name",
         ),
-        (lambda m: m["label_values"].update({"white": 1}), "raw value 'white': write an integer"),
+        (lambda m: m["label_values"].update({"white": 1}), "'white' is no raw value: write a number as 255"),
         (lambda m: m["labels"].update({"5": "x"}), "without a hole"),
         (lambda m: m["test"].append(m["training"][0]), "case '.*' stands twice"),
     ],

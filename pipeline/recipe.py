@@ -1,0 +1,130 @@
+"""How a dataset's folder becomes a manifest: patterns, classes, patients and columns, as data in one YAML file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pipeline.errors import InputError
+from pipeline.labels import parse_raw
+
+
+class Columns(BaseModel):
+    """A CSV table with one line per patient, and what of it the cases take over.
+
+    `take` maps a name to a column of the table; `age/20` bands numbers, so that 67 becomes `60-79`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str
+    patient: str
+    take: dict[str, str] = Field(min_length=1)
+
+
+class Recipe(BaseModel):
+    """What `pipeline.index.index` needs to know of a dataset.
+
+    Args:
+        name: of the dataset; `description`, `reference` and `licence` go into the manifest as they are.
+        image: pattern with `{patient}`, `{study}`, `{case}` and `{page}`, relative to the dataset's folder.
+        label: likewise; an image and a label belong together when the fields agree.
+        classes: (name, raw values) in the order of the class indices; raw values as `pipeline.labels` says, several
+            with commas between them. A mapping in YAML.
+        patient: name of the only patient, where the pattern names none.
+        patients_unknown: nobody knows which images are of one patient; each is taken for one.
+        patient_id: regular expression that what `{patient}` found must match as a whole. Its group `patient`, else the
+            whole match, is the patient, however it is spelt: case and punctuation do not count. Its group
+            `study` is the study; other named groups become columns.
+        modality: one name per channel.
+        spacing_mm: height and width of a pixel; None keeps what an earlier manifest says, or unknown.
+        columns: a table to join.
+        public: patient names are public, so they are kept.
+        downloads: where the files come from, for `pipeline.fetch`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    reference: str = ""
+    licence: str = ""
+    image: str = Field(min_length=1)
+    label: str | None = None
+    classes: list[tuple[str, str]] = []
+    patient: str | None = None
+    patients_unknown: bool = False
+    patient_id: str | None = None
+    modality: list[str] = []
+    spacing_mm: list[float] | None = None
+    columns: Columns | None = None
+    public: bool = False
+    downloads: list[dict[str, str]] = []
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _as_pairs(cls, classes: Any) -> Any:
+        pairs = classes.items() if isinstance(classes, Mapping) else classes
+        return [(name, str(raw)) for name, raw in pairs]
+
+    @field_validator("classes")
+    @classmethod
+    def _declared_once(cls, classes: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        values = [value for _, raw in classes for value in raw.split(",")]
+        for what, entries in (("name", [name for name, _ in classes]), ("raw value", values)):
+            if len(set(entries)) < len(entries):
+                raise ValueError(f"two classes with the same {what}: {', '.join(entries)}")
+        for value in values:
+            parse_raw(value)
+        return classes
+
+    @field_validator("patient_id")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"`patient_id` is no regular expression: {error}") from None
+        return pattern
+
+    def label_values(self) -> dict[str, int]:
+        """Declaration of raw values -> class index."""
+        return {value: index for index, (_, raw) in enumerate(self.classes) for value in raw.split(",")}
+
+
+def recipe(fields: Mapping[str, Any], source: str = "") -> Recipe:
+    """A recipe from its fields.
+
+    Raises:
+        InputError: a field is missing, unknown or wrong; `source` says where it stands.
+    """
+    try:
+        return Recipe.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
+        known = f"; there is {', '.join(Recipe.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        raise InputError(f"{source + ': ' if source else ''}field `{field}`: {said}{known}") from None
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The fields of a recipe file.
+
+    Raises:
+        InputError: it is missing or no YAML mapping.
+    """
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such recipe") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: not a readable YAML recipe: {error}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: not a recipe; it must name at least `name` and `image`")
+    return fields
