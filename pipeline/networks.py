@@ -1,12 +1,14 @@
-"""The U-Net of 2015 (arXiv 1505.04597) and its descendants by keyword, in 2D and 3D."""
+"""The U-Net of 2015 (arXiv 1505.04597), its descendants and its relatives by keyword, in 2D and 3D."""
 
 import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from monai.networks.layers.factories import Act, Conv, Norm, Pool, split_args
+from monai.networks.layers.factories import Act, Conv, Dropout, Norm, Pool, split_args
 from torch import nn
+
+from pipeline.encoders import ENCODERS, ResNetUNet
 
 PADDINGS = ("valid", "zeros", "reflect")
 HEADS = ("softmax", "sigmoid")
@@ -35,6 +37,36 @@ def out_channels(head: str, class_names: Sequence[str]) -> int:
     return 1 if head == "sigmoid" else len(class_names)
 
 
+def network(
+    encoder: str | None = None, *, spatial_dims: int, in_channels: int, out_channels: int, **keywords: Any
+) -> nn.Module:
+    """Give the network that a bundle's keywords describe: our U-Net, or a U-Net whose encoder is a ResNet.
+
+    Args:
+        encoder: None for `UNet`, or ``"resnet18"``, ``"resnet34"``, ``"resnet50"``, ``"resnet101"``, ``"resnet152"``
+            for `pipeline.encoders.ResNetUNet`, with initial weights drawn at random.
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        out_channels: channels of the logits.
+        keywords: `width`, `depth`, `padding`, `norm`, `act`, `down`, `up`, `dropout` and `channel_dropout` of
+            `UNet`. They describe that network alone: a ResNet encoder has its published layers, MONAI's decoder
+            batch norm, ReLU and nearest upsampling, and neither has dropout, whatever stands here.
+
+    Raises:
+        ValueError: there is no such encoder, or `UNet` refuses a keyword.
+
+    Example:
+        >>> type(network(spatial_dims=2, in_channels=1, out_channels=2, width=4)).__name__
+        'UNet'
+        >>> type(network("resnet18", spatial_dims=2, in_channels=1, out_channels=2, width=4)).__name__
+        'ResNetUNet'
+    """
+    _one_of("encoder", encoder, (None, *ENCODERS))
+    if encoder is None:
+        return UNet(spatial_dims, in_channels, out_channels, **keywords)
+    return ResNetUNet(encoder, spatial_dims, in_channels, out_channels)
+
+
 class UNet(nn.Module):
     """The network of Ronneberger, Fischer and Brox (arXiv 1505.04597), or a padded, normed or 3D relative.
 
@@ -58,6 +90,8 @@ class UNet(nn.Module):
         up: ``"transposed"`` (2x2 transposed convolution), or a 1x1 convolution that halves the channels
             followed by ``"linear"`` (corners not aligned) or ``"nearest"`` interpolation.
         dropout: probability of dropping an element at the end of the contracting path.
+        channel_dropout: probability of dropping a whole channel between each 3x3 convolution (and its norm) and
+            its activation; strided convolutions are left alone. Weights load with or without it.
 
     Raises:
         ValueError: a keyword has a value, or a combination of values, that is not named above.
@@ -82,6 +116,7 @@ class UNet(nn.Module):
         down: str = "max",
         up: str = "transposed",
         dropout: float = 0.0,
+        channel_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         _one_of("spatial_dims", spatial_dims, (2, 3))
@@ -93,8 +128,8 @@ class UNet(nn.Module):
         _one_of("act", act if isinstance(act, str) else _name_of(act), ACTS)
         _one_of("down", down, DOWNS)
         _one_of("up", up, UPS)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` must be at least 0 and below 1, got {dropout!r}: 0.5 is common")
+        _probability("dropout", dropout)
+        _probability("channel_dropout", channel_dropout)
         if padding == "valid" and (down != "max" or up == "linear"):
             raise ValueError(
                 "`padding='valid'` goes with `down='max'` and `up='transposed'` or `'nearest'`,"
@@ -102,7 +137,7 @@ class UNet(nn.Module):
             )
         self.spatial_dims, self.depth, self.padding = spatial_dims, depth, padding
 
-        block = _Blocks(spatial_dims, padding, norm, act)
+        block = _Blocks(spatial_dims, padding, norm, act, channel_dropout)
         channels = [width * 2**level for level in range(depth)]
         pairs = list(itertools.pairwise(channels))
         self.contracting = nn.ModuleList([block.pair(a, b) for a, b in [(in_channels, width), *pairs]])
@@ -170,8 +205,10 @@ class UNet(nn.Module):
 class _Blocks:
     """Builds the parts of a level from the keywords that all levels share."""
 
-    def __init__(self, dims: int, padding: str, norm: str | None, act: str | Sequence[Any]) -> None:
-        self.dims, self.norm, self.act = dims, norm, act
+    def __init__(
+        self, dims: int, padding: str, norm: str | None, act: str | Sequence[Any], channel_dropout: float
+    ) -> None:
+        self.dims, self.norm, self.act, self.channel_dropout = dims, norm, act, channel_dropout
         self.padded: dict[str, Any] = {"padding": 0}
         if padding != "valid":
             self.padded = {"padding": 1, "padding_mode": padding}
@@ -199,8 +236,15 @@ class _Blocks:
         if self.norm is not None:
             options = {"affine": True} if self.norm == "instance" else {}
             layers.append(Norm[self.norm, self.dims](channels_out, **options))
+        return [*layers, self._act()]
+
+    def _act(self) -> nn.Module:
         name, options = split_args(self.act)
-        return [*layers, Act[name](**options)]
+        act = Act[name](**options)
+        if not self.channel_dropout:
+            return act
+        # One layer of the sequence, not two: the layers behind it keep their numbers, so weights fit either way.
+        return nn.Sequential(Dropout["dropout", self.dims](self.channel_dropout), act)
 
 
 def _draw_weights(module: nn.Module) -> None:
@@ -238,6 +282,11 @@ def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
     if value not in allowed:
         listed = ", ".join(map(repr, allowed))
         raise ValueError(f"`{name}` must be one of {listed}, got {value!r}")
+
+
+def _probability(name: str, value: Any) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"`{name}` must be at least 0 and below 1, got {value!r}: 0.5 is common")
 
 
 def _at_least_one(name: str, value: Any) -> None:

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 FLOORS = [
     ["errors", "progress", "configuration", "heartbeat", "tables"],
-    ["atomic", "config_check", "labels"],
+    ["atomic", "config_check", "labels", "encoders"],
     [
         "networks",
         "resizing",

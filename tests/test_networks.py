@@ -7,7 +7,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import nn
 
-from pipeline.networks import UNet, out_channels
+from pipeline.networks import UNet, network, out_channels
 
 CONVS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS, UPS = (None, "batch", "instance"), ("transposed", "linear", "nearest")
@@ -62,6 +62,37 @@ def test_dropout_stands_at_the_end_of_the_contracting_path():
     net.ups[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     net(torch.ones(1, 1, 64, 64))
     assert (seen[0] == 0).float().mean() > 0.95
+
+
+def test_channel_dropout_drops_whole_channels_between_norm_and_activation():
+    net = UNet(2, 1, 2, width=8, depth=2, padding="zeros", norm="batch", act="relu", channel_dropout=0.5).train()
+    seen = {}
+    net.contracting[0][2].register_forward_hook(lambda _m, args, out: seen.update(normed=args[0], active=out))
+    torch.manual_seed(0)
+    net(torch.rand(4, 1, 16, 16))
+    dropped = (seen["active"] == 0).flatten(2).all(-1)  # (4, 8)
+    assert 8 < dropped.sum() < 24
+    kept = torch.where(dropped[..., None, None], 0, 2 * seen["normed"].relu())
+    assert torch.equal(seen["active"], kept)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_channel_dropout_follows_every_3x3_convolution_of_a_level_and_weights_load_without_it(dims):
+    keywords = {"width": 2, "depth": 3, "padding": "reflect", "norm": "batch", "down": "conv"}
+    net, plain = UNet(dims, 1, 2, channel_dropout=0.3, **keywords), UNet(dims, 1, 2, **keywords)
+    kind = {2: nn.Dropout2d, 3: nn.Dropout3d}[dims]
+    assert [m.p for m in net.modules() if isinstance(m, kind)] == [0.3] * 10
+    assert not any(isinstance(m, kind) for m in plain.modules())
+    plain.load_state_dict(net.state_dict())
+
+
+def test_names_of_the_weights_stay_as_in_older_checkpoints():
+    names = list(UNet(2, 1, 2, width=2, depth=2, padding="zeros", norm="batch").state_dict())
+    batch = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    pair = ["0.weight", *(f"1.{n}" for n in batch), "3.weight", *(f"4.{n}" for n in batch)]
+    paths = [f"{part}.{n}" for part in ("contracting.0", "contracting.1") for n in pair]
+    paths += ["ups.0.weight", "ups.0.bias", *(f"expanding.0.{n}" for n in pair), "head.weight", "head.bias"]
+    assert names == paths
 
 
 def test_skips_are_cut_from_the_centre():
@@ -135,6 +166,7 @@ def test_an_odd_split_is_refused_with_the_two_nearest_sizes(paper):
         ({"down": "avg"}, "`down` must be one of 'max', 'conv', got 'avg'"),
         ({"up": "cubic"}, "`up` must be one of 'transposed', 'linear', 'nearest', got 'cubic'"),
         ({"dropout": 1.0}, "`dropout` must be at least 0 and below 1, got 1.0"),
+        ({"channel_dropout": -0.1}, "`channel_dropout` must be at least 0 and below 1, got -0.1"),
         ({"down": "conv"}, "`padding='valid'` goes with `down='max'`.*got down='conv' and up='transposed'"),
         ({"up": "linear"}, "`padding='valid'` goes with `down='max'`.*got down='max' and up='linear'"),
     ],
@@ -142,6 +174,56 @@ def test_an_odd_split_is_refused_with_the_two_nearest_sizes(paper):
 def test_a_wrong_keyword_is_refused_in_a_sentence(keywords, sentence):
     with pytest.raises(ValueError, match=sentence):
         UNet(**{"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "width": 2} | keywords)
+
+
+PUBLISHED = {
+    "narrow": {
+        "width": 4,
+        "norm": "batch",
+        "act": ["leakyrelu", {"negative_slope": 0.1}],
+        "padding": "zeros",
+        "up": "linear",
+    },
+    "reflecting": {
+        "width": 8,
+        "norm": "batch",
+        "act": "leakyrelu",
+        "padding": "reflect",
+        "down": "conv",
+        "up": "nearest",
+        "channel_dropout": 0.3,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipes_are_keywords_and_learn(name):
+    shape = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+    config = {"_target_": "pipeline.networks.network", "encoder": None, **shape, **PUBLISHED[name]}
+    torch.manual_seed(0)
+    net = ConfigParser({"net": config}).get_parsed_content("net").train()
+    image = torch.randn(2, 1, 32, 32)
+    label = (image[:, 0] > 0).long()
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        losses.append(nn.functional.cross_entropy(net(image), label))
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_parts_of_the_published_recipes():
+    build = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2}
+    narrow, reflecting = (network(**build, **PUBLISHED[name]) for name in ("narrow", "reflecting"))
+    assert [pair[0].out_channels for pair in narrow.contracting] == [4, 8, 16, 32, 64]
+    assert {m.mode for m in narrow.modules() if isinstance(m, nn.Upsample)} == {"bilinear"}
+    assert {m.negative_slope for m in narrow.modules() if isinstance(m, nn.LeakyReLU)} == {0.1}
+    assert {m.mode for m in reflecting.modules() if isinstance(m, nn.Upsample)} == {"nearest"}
+    assert {up[0].kernel_size for up in reflecting.ups} == {(1, 1)}
+    assert {down.stride for down in reflecting.downs} == {(2, 2)}
+    assert {m.padding_mode for m in convs(reflecting) if m.kernel_size == (3, 3)} == {"reflect"}
 
 
 def test_the_network_is_built_from_a_config():
