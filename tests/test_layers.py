@@ -28,7 +28,7 @@ FLOORS = [
     ["loading"],
     ["index", "weights", "checkpoint"],
     ["split", "audit", "phantom", "tracking", "separation"],
-    ["bundle", "predict", "evaluate"],
+    ["bundle", "predict", "evaluate", "patient_dice"],
     ["cli"],
     ["__main__"],
 ]
