@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
-from scipy.ndimage import distance_transform_edt, find_objects
+from scipy.ndimage import distance_transform_edt, find_objects, maximum_filter, minimum_filter
 from skimage.measure import label as connected_components
 
 from pipeline.errors import DataError
@@ -71,6 +71,28 @@ def instances_of(label: np.ndarray, *, cells: int) -> np.ndarray:
         Integers 1, 2, ... in the cells and 0 elsewhere, the shape of `label`.
     """
     return np.asarray(connected_components(label == cells, connectivity=1))
+
+
+def touching(instances: np.ndarray) -> np.ndarray:
+    """Where instances touch: pixels of one that have a pixel of another beside them, corners included.
+
+    Both sides of a contact are found, so what is left after cutting them out is two pixels apart or more; an instance
+    that touches others with every one of its pixels is found as a whole.
+
+    Args:
+        instances: (H, W) or (X, Y, Z) integers, 0 for the background.
+
+    Returns:
+        bool, the shape of `instances`.
+
+    Example:
+        >>> touching(np.array([[1, 1, 2, 2, 0, 3]]))
+        array([[False,  True,  True, False, False, False]])
+    """
+    numbers = _renumbered(instances)
+    most = maximum_filter(numbers, size=3, mode="nearest")
+    least = minimum_filter(np.where(numbers > 0, numbers, np.iinfo(numbers.dtype).max), size=3, mode="nearest")
+    return np.asarray((numbers > 0) & ((most != numbers) | (least != numbers)))
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:
@@ -179,6 +201,39 @@ class BorderWeightd(MapTransform):
         if instances.shape != indices.shape:
             raise ValueError(f"`{self.instances}` is {instances.shape}, `{self.keys[0]}` is {indices.shape}")
         return instances
+
+
+class TouchingInstancesd(MapTransform):
+    """Set pixels where instances touch (`touching`) to background, so that a seam separates the instances.
+
+    Without a seam a class map cannot tell two touching nuclei apart, and `border_weights`, which is 0 inside instances,
+    has no pixel between them to weigh. Put it before `BorderWeightd`, for the instances too, so that both see the seam.
+    It is for training: the references of an evaluation stay whole.
+
+    Args:
+        keys: maps to cut, (1, H, W) or (1, X, Y, Z): class indices whose class 0 is the background, or instances.
+        instances: key of the instance map, of the same shape.
+
+    Raises:
+        ValueError: a map has another shape than the instances.
+    """
+
+    def __init__(
+        self, keys: Hashable | Sequence[Hashable] = ("label", "instances"), *, instances: str = "instances"
+    ) -> None:
+        super().__init__(keys)
+        self.instances = instances
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """The item with the seam cut out of its maps; the maps given are left as they are."""
+        seam = touching(_array(data[self.instances])[0])[None]  # (1, H, W)
+        item = dict(data)
+        for key in self.keys:
+            values = _array(data[key])
+            if values.shape != seam.shape:
+                raise ValueError(f"`{key}` is {values.shape}, `{self.instances}` is {seam.shape}")
+            item[key] = convert_to_dst_type(np.where(seam, 0, values), data[key], dtype=data[key].dtype)[0]
+        return item
 
 
 def _check(instances: np.ndarray, w0: float, sigma: float, spacing: Sequence[float] | None) -> None:

@@ -30,7 +30,7 @@ FLOORS = [
     ["patients"],
     ["index", "weights", "checkpoint"],
     ["split", "audit", "phantom", "tracking", "separation"],
-    ["bundle", "predict", "evaluate"],
+    ["bundle", "predict", "evaluate", "patient_dice"],
     ["cli"],
     ["__main__"],
 ]

@@ -14,7 +14,15 @@ from scipy.ndimage import distance_transform_edt
 from pipeline import weights
 from pipeline.errors import DataError
 from pipeline.losses import PixelWeightedCrossEntropy
-from pipeline.weights import BorderWeightd, border_weights, class_weights, instances_of, training_class_weights
+from pipeline.weights import (
+    BorderWeightd,
+    TouchingInstancesd,
+    border_weights,
+    class_weights,
+    instances_of,
+    touching,
+    training_class_weights,
+)
 from tests.conftest import ROOT, edited
 
 TOLERANCE = 2e-6
@@ -260,3 +268,41 @@ def test_label_and_weight_join_into_the_target_of_the_loss():
 def test_500_cells_take_less_than_a_second(capsys):
     assert runpy.run_path(str(ROOT / "tests/benchmarks/weights.py"))["main"]() == 0
     assert "weights: 512 x 512, 500 cells: " in capsys.readouterr().out
+
+
+def test_touching_by_hand():
+    instances = np.array([[1, 1, 0, 3], [1, 1, 2, 2], [0, 0, 2, 2]])
+    expected = np.array([[0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 1, 0]], bool)
+    np.testing.assert_array_equal(touching(instances), expected)
+    np.testing.assert_array_equal(touching(np.where(instances == 2, 2**40, instances)), expected)
+    for nothing in (np.zeros((3, 4), int), np.ones((3, 4), int), np.array([[1, 0, 2]])):
+        assert not touching(nothing).any()
+
+
+def test_what_is_left_of_touching_instances_touches_no_more():
+    instances = discs((60, 70), 30, 12, seed=0)
+    seam = touching(instances)
+    assert seam.any()
+    assert not touching(np.where(seam, 0, instances)).any()
+
+
+def test_the_border_weight_is_highest_on_the_seam_of_touching_instances():
+    instances = torch.zeros((1, 9, 10), dtype=torch.int32)
+    instances[0, 2:7, 1:5], instances[0, 2:7, 5:9] = 7, 9
+    item = {"label": MetaTensor((instances > 0).to(torch.uint8)), "instances": MetaTensor(instances)}
+    cut = TouchingInstancesd()(item)
+    assert (cut["label"].dtype, cut["instances"].dtype) == (torch.uint8, torch.int32)
+    assert cut["label"][0, 4].tolist() == [0, 1, 1, 1, 0, 0, 1, 1, 1, 0]
+    assert cut["instances"][0, 4].tolist() == [0, 7, 7, 7, 0, 0, 9, 9, 9, 0]
+    assert item["label"][0, 4].tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 1, 0]
+
+    weigh = BorderWeightd(class_weights=[1, 1], instances="instances")
+    weight = weigh(cut)["weight"][0]
+    assert weight[2:7, 4:6].numpy() == pytest.approx(1 + 10 * np.exp(-((1 + 2) ** 2) / 50))
+    assert weight.max() == weight[4, 4]
+    assert weigh(item)["weight"][0, 2:7, 4:6].max() == 1
+
+
+def test_maps_of_another_shape_than_the_instances_are_refused():
+    with pytest.raises(ValueError, match=r"`label` is \(1, 2, 3\), `instances` is \(1, 4, 4\)"):
+        TouchingInstancesd()({"label": np.zeros((1, 2, 3)), "instances": np.zeros((1, 4, 4), int)})
