@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.errors import DataError, InputError
 from pipeline.index import file_digest
 from pipeline.loading import page_shapes, read_page, to_class_indices
-from pipeline.manifest import PARTITIONS, Case, Finding, Manifest, read
+from pipeline.manifest import PARTITIONS, Case, Finding, Manifest, read, require_partitions
 from pipeline.progress import Progress, silent
 
 SHOWN = 5
@@ -65,6 +65,7 @@ def checked_cases(
     """
     manifest_path = Path(manifest_path)
     manifest = read(manifest_path)
+    require_partitions(manifest, manifest_path)
     folder = Path(root) if root else manifest_path.parent
     if not folder.is_dir():
         raise InputError(f"dataset folder {folder} does not exist; set `dataset_dir`")
