@@ -15,7 +15,7 @@ from pipeline.errors import DataError, InputError
 from pipeline.index import file_digest
 from pipeline.labels import to_class_indices
 from pipeline.loading import page_shapes, read_page
-from pipeline.manifest import PARTITIONS, Case, Finding, Manifest, read
+from pipeline.manifest import PARTITIONS, Case, Finding, Manifest, read, require_partitions
 from pipeline.progress import Progress, silent
 
 SHOWN = 5
@@ -66,6 +66,7 @@ def checked_cases(
     """
     manifest_path = Path(manifest_path)
     manifest = read(manifest_path)
+    require_partitions(manifest, manifest_path)
     folder = Path(root) if root else manifest_path.parent
     if not folder.is_dir():
         raise InputError(f"dataset folder {folder} does not exist; set `dataset_dir`")

@@ -18,6 +18,12 @@ from pipeline.errors import InputError
 PARTITIONS = ("training", "validation", "test")
 """The partitions that training and evaluation read, in the order in which they are dealt."""
 
+FOLD = "fold"
+"""The column with the number of a case's fold, counted from 1, where a manifest is split into folds."""
+
+FOLD_MARK = "#"
+"""Between a manifest's path and the number of one of its folds: `manifest.json#2`."""
+
 
 class Case(BaseModel):
     """One image with its reference: a file, or one page of a TIFF stack.
@@ -78,7 +84,23 @@ class Manifest(BaseModel):
             if case.id in seen:
                 raise ValueError(f"case {case.id!r} stands twice: give every case an id of its own")
             seen.add(case.id)
+        if self.folds():
+            self._check_folds()
         return self
+
+    def _check_folds(self) -> None:
+        record = self.split or {}
+        folds, validation = record["folds"], record.get("validation")
+        if not isinstance(folds, int) or folds < 2:
+            raise ValueError(f"`split` has {folds!r} folds: write a whole number from 2")
+        if not isinstance(validation, float) or not 0 < validation < 1 or "seed" not in record:
+            raise ValueError("`split` into folds must say a `seed`, and `validation`, a share between 0 and 1")
+        for name, case in self.cases():
+            number = fold_of(case)
+            if name in PARTITIONS:
+                raise ValueError(f"case {case.id!r} is in {name}, but the manifest is split into folds")
+            if number is not None and (type(number) is not int or not 1 <= number <= folds):
+                raise ValueError(f"case {case.id!r} has fold {number!r}: write a whole number from 1 to {folds}")
 
     def partition(self, name: str) -> list[Case]:
         """The cases of `training`, `validation`, `test` or `unassigned`."""
@@ -92,9 +114,22 @@ class Manifest(BaseModel):
             for case in getattr(self, name):
                 yield name, case
 
+    def folds(self) -> int | None:
+        """Into how many folds the manifest is split; None where it has partitions, as one fold of it has."""
+        record = self.split or {}
+        return None if "fold" in record else record.get("folds")
+
+    def assigned(self) -> Iterator[tuple[str, Case]]:
+        """Every case that has a place, with its name: a partition, or `fold 2` in a manifest with folds."""
+        for name, case in self.cases():
+            if name in PARTITIONS:
+                yield name, case
+            elif self.folds() and fold_of(case):
+                yield f"fold {fold_of(case)}", case
+
     def split_digest(self) -> str:
         """SHA-256 over who is where: the sorted (partition, case, patient, pixels) of all assigned cases."""
-        rows = sorted([name, c.id, c.patient, c.pixels or ""] for name, c in self.cases() if name in PARTITIONS)
+        rows = sorted([name, c.id, c.patient, c.pixels or ""] for name, c in self.assigned())
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def digest(self) -> str:
@@ -125,28 +160,92 @@ def dumps(manifest: Manifest) -> str:
 
 
 def read(path: str | Path) -> Manifest:
-    """Read and validate a manifest.
+    """Read and validate a manifest, or one fold of it.
+
+    Args:
+        path: of the file; `manifest.json#2` is its second fold: the patients of fold 2 are in `test`, a share of the
+            others in `validation`, the rest in `training`. A file whose own name has a `#` is taken as it is.
 
     Raises:
-        InputError: the file is missing or no JSON, or a field is wrong; names file, case and field.
+        InputError: the file is missing or no JSON, or a field is wrong; names file, case and field. Or there is no
+            such fold.
     """
-    path = Path(path)
+    file, number = _file_and_fold(Path(path))
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such manifest; `overtile index` makes one") from None
+        raise InputError(f"{file}: no such manifest; `overtile index` makes one") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not a readable JSON manifest: {error}") from None
+        raise InputError(f"{file}: not a readable JSON manifest: {error}") from None
     try:
-        return Manifest.model_validate(raw)
+        manifest = Manifest.model_validate(raw)
+        return manifest if number is None else one_fold(manifest, number)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_error(error, raw)}") from None
+        raise InputError(f"{file}: {_first_error(error, raw)}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def one_fold(manifest: Manifest, number: int) -> Manifest:
+    """The manifest with partitions instead of folds: fold `number` is the test partition.
+
+    Of the other patients, `split.validation` (a share, at least one patient) go to `validation`, in an order that
+    follows from seed, fold and patient alone, so that a new patient moves few others. Cases without a fold, which are
+    newer than the split, stay unassigned.
+
+    Raises:
+        InputError: the manifest is not split into folds, or not into that many.
+    """
+    folds = manifest.folds()
+    record = manifest.split or {}
+    if not folds:
+        raise InputError("this manifest is not split into folds; `overtile split --folds 5` does it")
+    if not 1 <= number <= folds:
+        raise InputError(f"there is no fold {number}, only {folds} folds")
+    others = sorted({case.patient for case in manifest.unassigned if fold_of(case) not in (None, number)})
+    others.sort(key=lambda patient: hashlib.sha256(f"{record['seed']}:{number}:{patient}".encode()).digest())
+    count = max(1, round(record["validation"] * len(others)))
+    held_out = set(others[: min(count, len(others) - 1)])
+    rows: dict[str, list[Case]] = {name: [] for name in (*PARTITIONS, "unassigned")}
+    for case in manifest.unassigned:
+        fold = fold_of(case)
+        seen = "validation" if case.patient in held_out else "training"
+        rows["unassigned" if fold is None else "test" if fold == number else seen].append(case)
+    return manifest.model_copy(update={**rows, "split": record | {"fold": number}})
+
+
+def fold_of(case: Case) -> int | None:
+    """The fold of a case, None where it has none."""
+    return (case.model_extra or {}).get(FOLD)
+
+
+def require_partitions(manifest: Manifest, path: str | Path) -> None:
+    """Say what to give instead, where partitions are wanted of a manifest that is split into folds.
+
+    Raises:
+        InputError: it is.
+    """
+    if folds := manifest.folds():
+        raise InputError(
+            f"{path}: this manifest is split into {folds} folds: "
+            f"give {path}{FOLD_MARK}1 ... {path}{FOLD_MARK}{folds}, or `overtile crossvalidate`"
+        )
 
 
 def write(manifest: Manifest, path: str | Path) -> None:
     """Write a manifest atomically: the file is the old one or the new one, never half of one."""
     with atomic(Path(path)) as temporary:
         temporary.write_text(dumps(manifest), encoding="utf-8")
+
+
+def _file_and_fold(path: Path) -> tuple[Path, int | None]:
+    """The file of a path, and the fold that the path names after a `#`, if it names one."""
+    name, mark, fold = path.name.rpartition(FOLD_MARK)
+    if not (mark and name) or path.is_file():
+        return path, None
+    if not (fold.isascii() and fold.isdigit()):
+        raise InputError(f"{path}: {fold!r} is no number of a fold; write {path.with_name(name)}{FOLD_MARK}1")
+    return path.with_name(name), int(fold)
 
 
 def _first_error(error: ValidationError, raw: object) -> str:

@@ -17,7 +17,7 @@ from skimage.measure import label as connected_components
 from pipeline.errors import DataError
 from pipeline.labels import to_class_indices
 from pipeline.loading import read_page
-from pipeline.manifest import read
+from pipeline.manifest import read, require_partitions
 
 NEGLIGIBLE = 1e-7
 """Share of `w0` below which a border term may be left at 0: beside a class weight of 1, float32 hardly shows it."""
@@ -129,6 +129,7 @@ def training_class_weights(manifest_path: str | Path, root: str | Path | None = 
         InputError: the manifest or a label cannot be read.
     """
     manifest = read(manifest_path)
+    require_partitions(manifest, manifest_path)
     folder = Path(root) if root else Path(manifest_path).parent
     counts = np.zeros(len(manifest.labels), np.int64)
     for case in manifest.training:
