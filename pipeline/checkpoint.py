@@ -18,6 +18,7 @@ from pipeline.atomic import atomic
 from pipeline.configuration import differences, flattened, running_config
 from pipeline.errors import InputError
 from pipeline.manifest import read
+from pipeline.provenance import training_record
 
 logger = logging.getLogger("pipeline.checkpoint")
 
@@ -30,6 +31,9 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Keys that a resume may give otherwise: where it runs and where its files lie. The manifest's digest is compared."""
 
+MODEL, TRAINING = "model", "training"
+"""The two parts of a file of weights: the `state_dict`, and what it was trained on."""
+
 
 class SaveBest:
     """A handler of the validation engine: writes the network's weights whenever its key metric is a new best.
@@ -37,11 +41,13 @@ class SaveBest:
     Args:
         network: whose `state_dict` is written.
         path: of the file.
+        manifest: of the training, whose digests go with the weights.
     """
 
-    def __init__(self, network: torch.nn.Module, path: str) -> None:
+    def __init__(self, network: torch.nn.Module, path: str, *, manifest: str) -> None:
         self.network = network
         self.path = Path(path)
+        self.training = training_record(read(manifest))
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine's epochs."""
@@ -50,7 +56,7 @@ class SaveBest:
     def __call__(self, engine: Engine) -> None:
         """Write the weights if this epoch is the best one."""
         if engine.state.best_metric_epoch == engine.state.epoch:  # type: ignore[attr-defined]
-            save(self.network.state_dict(), self.path)
+            save_weights(self.network, self.training, self.path)
 
 
 class TrainingState:
@@ -85,7 +91,7 @@ class TrainingState:
         self.path = Path(path)
         self.objects = objects
         self.evaluator: Any = evaluator
-        self.manifest_digest = read(manifest).digest()
+        self.training = training_record(read(manifest))
         self.config = flattened(dict(config) if config is not None else running_config())
         self.run_id = ""
         self.saved: dict[str, Any] = {}
@@ -110,7 +116,7 @@ class TrainingState:
             "best_metric": metric.item() if hasattr(metric, "item") else metric,
             "best_metric_epoch": self.evaluator.state.best_metric_epoch,
             "validated_epoch": self.evaluator.state.epoch,
-            "manifest_sha256": self.manifest_digest,
+            TRAINING: self.training,
             "config": self.config,
             "config_sha256": hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest(),
             "run_id": self.run_id,
@@ -153,9 +159,9 @@ class TrainingState:
         if not self.path.is_file():
             raise InputError(f"{self.path}: no training to resume here; leave `resume` out to start one")
         saved = _read(self.path)
-        if not {"epoch", "config", "run_id", *self.objects} <= saved.keys():
+        if not {"epoch", "config", "run_id", TRAINING, *self.objects} <= saved.keys():
             raise InputError(f"{self.path}: not the state of a training that can be resumed; start a new one")
-        if saved["manifest_sha256"] != self.manifest_digest:
+        if not self._is_of_this_manifest(saved):
             raise InputError(
                 f"{self.path}: the manifest has changed since this training began; a resumed training sees the same "
                 "cases: give that manifest, or start a new training in another folder"
@@ -171,6 +177,9 @@ class TrainingState:
         self.run_id = saved["run_id"]
         return saved
 
+    def _is_of_this_manifest(self, saved: Mapping[str, Any]) -> bool:
+        return bool(saved.get(TRAINING, {}).get("manifest_sha256") == self.training["manifest_sha256"])
+
     def _refuse_to_start_over(self) -> None:
         """The same command again after a stop, without `resume`: most likely forgotten, and it would cost the weights.
 
@@ -181,8 +190,9 @@ class TrainingState:
             saved = _read(self.path)
         except InputError:
             return  # broken, so nothing is lost by setting it aside
-        same = saved.get("manifest_sha256") == self.manifest_digest
-        same = same and not differences(saved.get("config", {}), self.config, but=MAY_CHANGE)
+        same = self._is_of_this_manifest(saved) and not differences(
+            saved.get("config", {}), self.config, but=MAY_CHANGE
+        )
         if same and saved["epoch"] > 0 and not saved["finished"]:
             raise InputError(
                 f"{self.path}: epoch {saved['epoch']} of {saved['max_epochs']} of this training is saved here; add "
@@ -240,7 +250,7 @@ class SaveLast:
         """Write the state."""
         epoch = engine.state.epoch
         if self.every is not None and epoch % self.every == 0:
-            save(self.network.state_dict(), self.state.path.with_name(f"epoch_{epoch:04d}.pt"))
+            save_weights(self.network, self.state.training, self.state.path.with_name(f"epoch_{epoch:04d}.pt"))
         save(self.state.gather(engine), self.state.path)
 
 
@@ -250,20 +260,32 @@ def save(state: Mapping[str, Any], path: Path) -> None:
         torch.save(dict(state), file)  # to a path, it would say nothing of a full disk
 
 
+def save_weights(network: torch.nn.Module, training: Mapping[str, Any], path: Path) -> None:
+    """Write a network's weights, and beside them what they were trained on (`pipeline.provenance`)."""
+    save({MODEL: network.state_dict(), TRAINING: dict(training)}, path)
+
+
+def training_of(path: str | Path) -> dict[str, Any] | None:
+    """What the weights in a file were trained on; None where the file does not say.
+
+    Raises:
+        InputError: the file is missing or is no checkpoint.
+    """
+    training = _existing(Path(path)).get(TRAINING)
+    return dict(training) if isinstance(training, Mapping) else None
+
+
 def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
-    """Load a `state_dict` into a network; returns the network.
+    """Load weights into a network, from a file of ours or a bare `state_dict`; returns the network.
 
     Raises:
         InputError: the file is missing, is no checkpoint, or belongs to a network of another shape.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; train first, or set `checkpoint`")
-    state = _read(path)
+    state = _existing(Path(path))
     if "network" in state and "optimizer" in state:
         raise InputError(f"{path}: is the state of a training; the weights to use are beside it, in model.pt")
     try:
-        network.load_state_dict(state)
+        network.load_state_dict(state[MODEL] if isinstance(state.get(MODEL), Mapping) else state)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(
@@ -271,6 +293,12 @@ def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
             "give the same network keys (`width`, `depth`, ...) as in training"
         ) from None
     return network
+
+
+def _existing(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint; train first, or set `checkpoint`")
+    return _read(path)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class CaseTable:
             "partition": self.partition,
             "manifest": manifest.name,
             "manifest_sha256": manifest.digest(),
-            "split_sha256": manifest.split_digest(),
+            **manifest.split_digests(),
             "checkpoint_sha256": file_digest(Path(self.checkpoint)),
         }
         if self.membrane is not None:

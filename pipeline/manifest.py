@@ -50,8 +50,8 @@ class Manifest(BaseModel):
     """A dataset: the Medical Segmentation Decathlon's `dataset.json`, with patients, digests and partitions.
 
     `labels` maps a class index to its name, `label_values` raw values in the label file, written as
-    `pipeline.labels` says, to their class index;
-    `spacing_mm` is null where it is unknown.
+    `pipeline.labels` says, to their class index; `spacing_mm` is null where it is unknown; `pseudonyms` says what the
+    patients' names are: of which site's key (`key:` and its fingerprint), or public ones.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -65,6 +65,7 @@ class Manifest(BaseModel):
     labels: dict[str, str] = {}
     label_values: dict[str, int] = {}
     spacing_mm: list[float] | None = None
+    pseudonyms: str | None = None
     split: dict[str, Any] | None = None
     training: list[Case] = []
     validation: list[Case] = []
@@ -127,10 +128,18 @@ class Manifest(BaseModel):
             elif self.folds() and fold_of(case):
                 yield f"fold {fold_of(case)}", case
 
-    def split_digest(self) -> str:
-        """SHA-256 over who is where: the sorted (partition, case, patient, pixels) of all assigned cases."""
-        rows = sorted([name, c.id, c.patient, c.pixels or ""] for name, c in self.assigned())
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    def split_digests(self) -> dict[str, str]:
+        """SHA-256 over who is where and over what is where, of the cases that have a partition.
+
+        Returns:
+            `patients_sha256`, over the sorted pairs of patient and partition, and `pixels_sha256`, over those of
+            pixel digest and partition (of a case's id where it has no digest).
+        """
+        placed = [(case, name) for name, case in self.assigned()]
+        return {
+            "patients_sha256": _digest({(case.patient, name) for case, name in placed}),
+            "pixels_sha256": _digest({(case.pixels or case.id, name) for case, name in placed}),
+        }
 
     def digest(self) -> str:
         """SHA-256 of the manifest as `write` writes it."""
@@ -157,6 +166,10 @@ def dumps(manifest: Manifest) -> str:
         else:
             lines.append(f" {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _digest(pairs: set[tuple[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(sorted(pairs)).encode()).hexdigest()
 
 
 def read(path: str | Path) -> Manifest:

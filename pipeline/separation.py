@@ -62,7 +62,8 @@ def threshold_of(given: float | str | None, partition: str, evaluation: Mapping[
     Args:
         given: a number, the path of a validation's evaluation.json, or None.
         partition: that is evaluated.
-        evaluation: `checkpoint_sha256` and `split_sha256` of this evaluation, which that file must share.
+        evaluation: `checkpoint_sha256`, `patients_sha256` and `pixels_sha256` of this evaluation, which that file
+            must share.
 
     Raises:
         InputError: the number is no probability; the file cannot be read or is not a validation of this checkpoint
@@ -89,7 +90,8 @@ def _chosen_in(file: Path, evaluation: Mapping[str, Any]) -> float:
         raise InputError(
             f"{file}: a threshold is chosen on the validation partition, this is the {partition} partition"
         )
-    for key, what in (("checkpoint_sha256", "checkpoint"), ("split_sha256", "split of the manifest")):
+    split = "split of the manifest"
+    for key, what in {"checkpoint_sha256": "checkpoint", "patients_sha256": split, "pixels_sha256": split}.items():
         if table.get(key) != evaluation[key]:
             raise InputError(f"{file}: is of another {what}; evaluate the validation partition with this one first")
     if separation.get("threshold_from") != HERE:

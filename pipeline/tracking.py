@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import platform
@@ -130,7 +131,7 @@ class TrackingHandler:
         experiment_id = found.experiment_id if found else self.client.create_experiment(self.experiment, location)
         name = f"{self.partition} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
         self.run_id = self.client.create_run(
-            experiment_id, run_name=name, tags=environment() | first_beat()
+            experiment_id, run_name=name, tags=environment() | first_beat() | read(self.manifest).split_digests()
         ).info.run_id
         params = [Param(key[:250], value) for key, value in flattened(self.config).items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
@@ -344,13 +345,14 @@ def environment() -> dict[str, str]:
 def dataset_input(manifest_path: Path, partition: str) -> DatasetInput:
     """Digests of a manifest and its split as an MLflow dataset; no path of a patient's file in it."""
     manifest = read(manifest_path)
+    digests = {"manifest_sha256": manifest.digest()} | manifest.split_digests()
     profile = {name: len(manifest.partition(name)) for name in ("training", "validation", "test")}
     dataset = Dataset(
         name=manifest.name,
         digest=manifest.digest()[:32],
         source_type="overtile manifest",
-        source=f'{{"manifest_sha256": "{manifest.digest()}", "split_sha256": "{manifest.split_digest()}"}}',
-        profile=str(profile).replace("'", '"'),
+        source=json.dumps(digests),
+        profile=json.dumps(profile),
     )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", partition)])
 

@@ -50,7 +50,7 @@ def test_the_best_epoch_is_kept_and_the_last_as_well(tmp_path, phantom_manifest)
     network = line()
     runner = engine([0.5, 0.9, 0.7])
     runner.add_event_handler(Events.EPOCH_STARTED, lambda e: network.weight.data.fill_(e.state.epoch))
-    SaveBest(network, str(tmp_path / "model.pt")).attach(runner)
+    SaveBest(network, str(tmp_path / "model.pt"), manifest=str(phantom_manifest)).attach(runner)
     state = state_of(tmp_path, phantom_manifest, network, evaluator=runner)
     SaveLast(state, network).attach(runner)
     runner.run([0], max_epochs=3)
@@ -58,7 +58,7 @@ def test_the_best_epoch_is_kept_and_the_last_as_well(tmp_path, phantom_manifest)
     assert load_weights(line(), tmp_path / "model.pt").weight.item() == 2
     assert (last["epoch"], last["network"]["weight"].item()) == (3, 3)
     assert (last["best_metric"], last["best_metric_epoch"]) == (0.9, 2)
-    assert last["manifest_sha256"] == manifests.read(phantom_manifest).digest()
+    assert last["training"]["manifest_sha256"] == manifests.read(phantom_manifest).digest()
 
 
 def test_weights_of_every_second_epoch_are_kept(tmp_path, phantom_manifest):

@@ -23,7 +23,7 @@ FLOORS = [
         "line",
         "memory",
     ],
-    ["reach", "seg", "seeding", "optimisation"],
+    ["reach", "seg", "seeding", "optimisation", "provenance"],
     ["tiling", "stopping"],
     ["inferers"],
     ["loading", "recipe"],

@@ -72,18 +72,23 @@ def test_missing_file_says_what_to_do(tmp_path):
         manifests.read(tmp_path / "none.json")
 
 
-def test_split_digest_follows_who_is_where():
-    def manifest(training, test):
-        case = {"image": "a.tif"}
-        return Manifest(
-            name="x",
-            modality={"0": "EM"},
-            training=[case | {"id": i, "patient": i} for i in training],
-            test=[case | {"id": i, "patient": i} for i in test],
-        )
+def split(training, test):
+    """Digests of the split of cases written as patient and pixels: "a1" is the image 1 of the patient a."""
+    names = [case + str(number) for number, case in enumerate([*training, *test])]
+    rows = [{"id": name, "patient": name[0], "pixels": name[1], "image": "a.tif"} for name in names]
+    fields = {"name": "x", "modality": {"0": "EM"}}
+    return Manifest(**fields, training=rows[: len(training)], test=rows[len(training) :]).split_digests()
 
-    assert manifest("ab", "c").split_digest() == manifest("ba", "c").split_digest()
-    assert manifest("ab", "c").split_digest() != manifest("a", "bc").split_digest()
+
+def test_split_digests_follow_who_and_what_is_where():
+    before = split(["a1", "a2", "b3"], ["c4"])
+    assert split(["b3", "a2", "a1"], ["c4"]) == before  # an order
+    moved = split(["a1", "a2"], ["b3", "c4"])
+    assert [moved[key] == before[key] for key in ("patients_sha256", "pixels_sha256")] == [False, False]
+    changed = split(["a1", "a5", "b3"], ["c4"])
+    assert [changed[key] == before[key] for key in ("patients_sha256", "pixels_sha256")] == [True, False]
+    renamed = split(["a1", "a2", "d3"], ["c4"])
+    assert [renamed[key] == before[key] for key in ("patients_sha256", "pixels_sha256")] == [False, True]
 
 
 def test_a_failed_write_leaves_the_old_file(phantom_manifest, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from pipeline.separation import (
     threshold_of,
 )
 
-HERE_AND_NOW = {"checkpoint_sha256": "c1", "split_sha256": "s1"}
+HERE_AND_NOW = {"checkpoint_sha256": "c1", "patients_sha256": "s1", "pixels_sha256": "x1"}
 REFERENCE = np.zeros((12, 21), np.uint8)
 REFERENCE[:, 10] = 1
 IMAGE = np.arange(12 * 21, dtype=np.float32).reshape(1, 12, 21)
@@ -162,7 +162,8 @@ def test_a_threshold_and_where_it_is_from(validation):
     [
         ({"partition": "test"}, "chosen on the validation partition, this is the test partition"),
         ({"checkpoint_sha256": "c2"}, "is of another checkpoint"),
-        ({"split_sha256": "s2"}, "is of another split of the manifest"),
+        ({"patients_sha256": "s2"}, "is of another split of the manifest"),
+        ({"pixels_sha256": "x2"}, "is of another split of the manifest"),
         ({"separation": {"threshold": 0.5, "threshold_from": BY_HAND}}, "chose no threshold"),
         ({"separation": None}, "chose no threshold"),
     ],
