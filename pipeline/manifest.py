@@ -23,6 +23,9 @@ FOLD = "fold"
 FOLD_MARK = "#"
 """Between a manifest's path and the number of one of its folds: `manifest.json#2`."""
 
+MONAI_MARK = "::"
+"""What MONAI makes of every `#` in a text of a config, paths included."""
+
 
 class Case(BaseModel):
     """One image with its reference: a file, or one page of a TIFF stack.
@@ -179,7 +182,7 @@ def read(path: str | Path) -> Manifest:
     except ValidationError as error:
         raise InputError(f"{file}: {_first_error(error, raw)}") from None
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{file}{FOLD_MARK}{number}: {error}") from None
 
 
 def one_fold(manifest: Manifest, number: int) -> Manifest:
@@ -236,8 +239,10 @@ def write(manifest: Manifest, path: str | Path) -> None:
 
 def _file_and_fold(path: Path) -> tuple[Path, int | None]:
     """The file of a path, and the fold that the path names after a `#`, if it names one."""
-    name, mark, fold = path.name.rpartition(FOLD_MARK)
-    if not (mark and name) or path.is_file():
+    if path.is_file():
+        return path, None
+    name, mark, fold = path.name.replace(MONAI_MARK, FOLD_MARK).rpartition(FOLD_MARK)
+    if not (mark and name):
         return path, None
     if not (fold.isascii() and fold.isdigit()):
         raise InputError(f"{path}: {fold!r} is no number of a fold; write {path.with_name(name)}{FOLD_MARK}1")
