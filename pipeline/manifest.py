@@ -118,8 +118,13 @@ class Manifest(BaseModel):
         record = self.split or {}
         return None if "fold" in record else record.get("folds")
 
+    def places(self) -> tuple[str, ...]:
+        """Where a case can be: in a partition, or in `fold 1`, `fold 2`, ..."""
+        folds = self.folds()
+        return tuple(f"fold {number}" for number in range(1, folds + 1)) if folds else PARTITIONS
+
     def assigned(self) -> Iterator[tuple[str, Case]]:
-        """Every case that has a place, with its name: a partition, or `fold 2` in a manifest with folds."""
+        """Every case that has a place, one of `places()`, with its name."""
         for name, case in self.cases():
             if name in PARTITIONS:
                 yield name, case
@@ -216,6 +221,12 @@ def one_fold(manifest: Manifest, number: int) -> Manifest:
 def fold_of(case: Case) -> int | None:
     """The fold of a case, None where it has none."""
     return (case.model_extra or {}).get(FOLD)
+
+
+def unit_name(manifest: Manifest) -> str:
+    """What `case.patient` is, and what no split divides: "cluster" or "image" where the manifest says so."""
+    by = (manifest.split or {}).get("by")
+    return by if by in ("cluster", "image") else "patient"
 
 
 def require_partitions(manifest: Manifest, path: str | Path) -> None:

@@ -22,7 +22,7 @@ FLOORS = [
         "line",
         "memory",
     ],
-    ["reach", "seg", "seeding", "optimisation"],
+    ["reach", "seg", "seeding", "optimisation", "dealing", "grouping"],
     ["tiling", "stopping"],
     ["inferers"],
     ["loading"],
