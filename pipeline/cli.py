@@ -19,7 +19,7 @@ from rich.progress import track
 from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
 
 if TYPE_CHECKING:
-    from pipeline.manifest import Finding
+    from pipeline.manifest import Finding, Manifest
 
 LINE_EVERY_SECONDS = 10
 """Where there is no terminal, long work prints a plain line this often."""
@@ -49,6 +49,7 @@ class SplitBy(StrEnum):
 
     patient = "patient"
     section = "section"
+    cluster = "cluster"
 
 
 def main() -> None:
@@ -144,31 +145,43 @@ def index(
 def split(
     manifest: Annotated[Path, typer.Argument(help="Manifest; its unassigned cases are dealt.")],
     fractions: Annotated[
-        tuple[float, float, float], typer.Option(help="Of training, validation and test; they add up to 1.")
-    ] = (0.7, 0.15, 0.15),
+        tuple[float, float, float] | None,
+        typer.Option(help="Of training, validation and test; they add up to 1. Default: 0.7 0.15 0.15."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Another seed, another order of the patients.")] = 1,
-    by: Annotated[SplitBy, typer.Option(help="By patient; by section only with a reason.")] = SplitBy.patient,
+    by: Annotated[
+        SplitBy, typer.Option(help="By patient; by section, or by cluster of near-duplicates, only with a reason.")
+    ] = SplitBy.patient,
+    folds: Annotated[int | None, typer.Option(help="Folds for a cross-validation instead of partitions.")] = None,
+    stratify: Annotated[str | None, typer.Option(help="Column whose values every partition gets its share of.")] = None,
+    validation: Annotated[
+        float | None, typer.Option(help="Share of the patients outside a fold that validate; default: 0.125.")
+    ] = None,
     gap: Annotated[int, typer.Option(help="Sections left out between two partitions.")] = 1,
-    because: Annotated[str, typer.Option(help="Why a split inside a patient is right here.")] = "",
+    because: Annotated[str, typer.Option(help="Why a split that is not by patient is right here.")] = "",
+    dataset_dir: Folder = None,
 ) -> None:
-    """Deal the cases to training, validation and test."""
+    """Deal the cases to training, validation and test, or to folds: M.json#2 is then the second fold of M.json."""
     from pipeline import manifest as manifests
     from pipeline import tables
-    from pipeline.split import split_by_patient, split_by_section
+    from pipeline.split import FRACTIONS, VALIDATION, split_by_patient, split_by_section, split_into_folds
 
-    if because and by is SplitBy.patient:
-        raise InputError("--because goes with --by section: a split by patient needs no excuse")
+    _split_options(by, because, folds, stratify, fractions, validation)
     before = manifests.read(manifest)
+    whole = _grouped(before, dataset_dir or manifest.parent, because) if by is SplitBy.cluster else before
     if by is SplitBy.section:
-        after = split_by_section(before, fractions, gap, because)
+        after = split_by_section(whole, fractions or FRACTIONS, gap, because)
+    elif folds is not None:
+        share = VALIDATION if validation is None else validation
+        after = split_into_folds(whole, folds, seed, by=by.value, stratify=stratify, validation=share)
     else:
-        after = split_by_patient(before, fractions, seed)
+        after = split_by_patient(whole, fractions or FRACTIONS, seed, by=by.value, stratify=stratify)
     manifests.write(after, manifest)
-    dealt = len(before.unassigned) - len(after.unassigned)
-    dealt_to = {name: after.partition(name) for name in (*manifests.PARTITIONS, "unassigned")}
-    counts = [(name, len(cases), len({case.patient for case in cases})) for name, cases in dealt_to.items()]
-    console.print(tables.partitions(counts))
-    _print(f"{dealt} cases dealt by {by.value}; every earlier one kept its partition -> {manifest}")
+    dealt = sum(1 for _ in after.assigned()) - sum(1 for _ in before.assigned())
+    unit = manifests.unit_name(after)
+    console.print(tables.partitions(_counts(after), unit))
+    what, place = ("section" if by is SplitBy.section else unit), ("fold" if folds else "partition")
+    _print(f"{dealt} cases dealt by {what}; every earlier one kept its {place} -> {manifest}")
 
 
 @app.command()
@@ -349,6 +362,44 @@ def _number_or_path(word: str | None) -> float | str | None:
         return None if word is None else float(word)
     except ValueError:
         return str(Path(str(word)).absolute())
+
+
+def _split_options(
+    by: SplitBy,
+    because: str,
+    folds: int | None,
+    stratify: str | None,
+    fractions: tuple[float, float, float] | None,
+    validation: float | None,
+) -> None:
+    """Refuse options that would do nothing beside the others."""
+    if because and by is SplitBy.patient:
+        raise InputError("--because goes with --by section or cluster: a split by patient needs no excuse")
+    if by is SplitBy.section and (folds is not None or stratify):
+        raise InputError("--by section takes neither --folds nor --stratify: sections are not dealt, they are cut")
+    if folds is None and validation is not None:
+        raise InputError("--validation goes with --folds; for partitions say --fractions")
+    if folds is not None and fractions is not None:
+        raise InputError("--fractions are of partitions; with --folds say --validation")
+
+
+def _grouped(manifest: Manifest, root: Path, because: str) -> Manifest:
+    """The manifest with clusters of near-duplicates in the place of patients."""
+    from pipeline.duplicates import clusters
+    from pipeline.grouping import group_by_cluster, require_groupable
+
+    require_groupable(manifest, because)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; say --dataset-dir")
+    return group_by_cluster(manifest, clusters(manifest, root, _progress), because)
+
+
+def _counts(manifest: Manifest) -> list[tuple[str, int, int]]:
+    """Cases and patients of every partition or fold."""
+    places = {name: [case for where, case in manifest.assigned() if where == name] for name in manifest.places()}
+    if not manifest.folds():
+        places["unassigned"] = manifest.unassigned
+    return [(name, len(cases), len({case.patient for case in cases})) for name, cases in places.items()]
 
 
 def _class(word: str) -> tuple[str, str]:

@@ -24,6 +24,9 @@ FOLD = "fold"
 FOLD_MARK = "#"
 """Between a manifest's path and the number of one of its folds: `manifest.json#2`."""
 
+MONAI_MARK = "::"
+"""What MONAI makes of every `#` in a text of a config, paths included."""
+
 
 class Case(BaseModel):
     """One image with its reference: a file, or one page of a TIFF stack.
@@ -120,8 +123,13 @@ class Manifest(BaseModel):
         record = self.split or {}
         return None if "fold" in record else record.get("folds")
 
+    def places(self) -> tuple[str, ...]:
+        """Where a case can be: in a partition, or in `fold 1`, `fold 2`, ..."""
+        folds = self.folds()
+        return tuple(f"fold {number}" for number in range(1, folds + 1)) if folds else PARTITIONS
+
     def assigned(self) -> Iterator[tuple[str, Case]]:
-        """Every case that has a place, with its name: a partition, or `fold 2` in a manifest with folds."""
+        """Every case that has a place, one of `places()`, with its name."""
         for name, case in self.cases():
             if name in PARTITIONS:
                 yield name, case
@@ -196,7 +204,7 @@ def read(path: str | Path) -> Manifest:
     except ValidationError as error:
         raise InputError(f"{file}: {_first_error(error, raw)}") from None
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{file}{FOLD_MARK}{number}: {error}") from None
 
 
 def one_fold(manifest: Manifest, number: int) -> Manifest:
@@ -232,6 +240,12 @@ def fold_of(case: Case) -> int | None:
     return (case.model_extra or {}).get(FOLD)
 
 
+def unit_name(manifest: Manifest) -> str:
+    """What `case.patient` is, and what no split divides: "cluster" or "image" where the manifest says so."""
+    by = (manifest.split or {}).get("by")
+    return by if by in ("cluster", "image") else "patient"
+
+
 def require_partitions(manifest: Manifest, path: str | Path) -> None:
     """Say what to give instead, where partitions are wanted of a manifest that is split into folds.
 
@@ -253,8 +267,10 @@ def write(manifest: Manifest, path: str | Path) -> None:
 
 def _file_and_fold(path: Path) -> tuple[Path, int | None]:
     """The file of a path, and the fold that the path names after a `#`, if it names one."""
-    name, mark, fold = path.name.rpartition(FOLD_MARK)
-    if not (mark and name) or path.is_file():
+    if path.is_file():
+        return path, None
+    name, mark, fold = path.name.replace(MONAI_MARK, FOLD_MARK).rpartition(FOLD_MARK)
+    if not (mark and name):
         return path, None
     if not (fold.isascii() and fold.isdigit()):
         raise InputError(f"{path}: {fold!r} is no number of a fold; write {path.with_name(name)}{FOLD_MARK}1")

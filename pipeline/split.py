@@ -1,16 +1,25 @@
-"""Partitions that do not leak: by patient, or, only when told so and why, by section with a gap."""
+"""Partitions and folds that do not leak: by patient, or, only when told so and why, by section with a gap."""
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from pipeline.dealing import deal, homes, in_order, strata
 from pipeline.errors import InputError
-from pipeline.manifest import PARTITIONS, Case, Manifest
+from pipeline.manifest import FOLD, PARTITIONS, Case, Manifest, fold_of
+
+FRACTIONS = (0.7, 0.15, 0.15)
+"""Of the patients, for training, validation and test, where nothing else is said."""
+
+VALIDATION = 0.125
+"""Of the patients outside a fold's test partition, the share that is its validation partition."""
 
 
-def split_by_patient(manifest: Manifest, fractions: Sequence[float], seed: int) -> Manifest:
+def split_by_patient(
+    manifest: Manifest, fractions: Sequence[float], seed: int, *, by: str = "patient", stratify: str | None = None
+) -> Manifest:
     """Deal the patients that have no partition yet; those that have one keep it, new cases of theirs included.
 
     Each new patient goes to the partition most in deficit (its fraction of all patients, less those it has), in an
@@ -20,39 +29,83 @@ def split_by_patient(manifest: Manifest, fractions: Sequence[float], seed: int) 
         manifest: cases under `unassigned` are dealt.
         fractions: of patients for training, validation and test; they add up to 1.
         seed: another seed, another order.
+        by: "cluster" where `pipeline.grouping` put a cluster's name in the place of the patient.
+        stratify: column of which every partition gets its share of each value.
 
     Raises:
-        InputError: fractions are wrong, there are fewer patients than partitions, or the manifest was split by section.
+        InputError: fractions are wrong, there are fewer patients than partitions, no such column, or the manifest is
+            split otherwise.
+        DataError: a patient's cases disagree in the column.
     """
     shares = _checked(fractions)
-    if manifest.split and manifest.split.get("by") != "patient":
-        raise InputError(f"this manifest is split by {manifest.split['by']}: index it anew to split it by patient")
-    home: dict[str, str] = {}
-    for name, case in manifest.cases():
-        if name in PARTITIONS and home.setdefault(case.patient, name) != name:
-            raise InputError(
-                f"patient {case.patient!r} is in {home[case.patient]} and in {name}: that is a leak, "
-                "and which of the two is right is not for a program to say; correct the manifest"
-            )
-    patients = {case.patient for _, case in manifest.cases()}
+    origin = _origin(manifest, by)
+    if folds := manifest.folds():
+        raise InputError(f"this manifest is split into {folds} folds: say --folds {folds} to deal new patients")
+    home = homes(manifest)
+    stratum = strata(manifest, stratify)
     wanted = [name for name in PARTITIONS if shares[name] > 0]
-    if len(patients) < len(wanted):
+    if len(stratum) < len(wanted):
         raise InputError(
-            f"{len(patients)} patients cannot fill {len(wanted)} partitions: add patients, or set a fraction to 0"
+            f"{len(stratum)} {origin['by']}s cannot fill {len(wanted)} partitions: add {origin['by']}s, "
+            "or set a fraction to 0"
         )
-    new = sorted(patients - home.keys(), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
-    held = {name: sum(1 for place in home.values() if place == name) for name in PARTITIONS}
-    for left, patient in zip(range(len(new), 0, -1), new, strict=True):
-        empty = [name for name in wanted if held[name] == 0]
-        choice = max(
-            empty if left <= len(empty) else wanted, key=lambda name: shares[name] * len(patients) - held[name]
-        )
-        home[patient] = choice
-        held[choice] += 1
     if not manifest.unassigned:
         return manifest
-    record = {"by": "patient", "seed": seed, "fractions": list(fractions)}
+    home = deal(in_order(stratum.keys() - home.keys(), seed), home, shares, stratum)
+    record = origin | {"seed": seed, "fractions": list(fractions)} | ({"stratify": stratify} if stratify else {})
     return _dealt(manifest, {case.id: home[case.patient] for _, case in manifest.cases()}, record)
+
+
+def split_into_folds(
+    manifest: Manifest,
+    folds: int,
+    seed: int,
+    *,
+    by: str = "patient",
+    stratify: str | None = None,
+    validation: float = VALIDATION,
+) -> Manifest:
+    """Deal the patients that have no fold yet to folds of equal size; those that have one keep it.
+
+    The cases stay under `unassigned`, with their fold in a column: `pipeline.manifest.read("m.json#2")` makes
+    partitions of it.
+
+    Args:
+        manifest: its cases without a fold are dealt.
+        folds: how many.
+        seed: another seed, another order.
+        by: as for `split_by_patient`.
+        stratify: column of which every fold gets its share of each value.
+        validation: share of the patients outside a fold that is its validation partition; at least one patient.
+
+    Raises:
+        InputError: as `split_by_patient`; or the manifest has partitions, or folds that were dealt otherwise.
+        DataError: a patient's cases disagree in the column.
+    """
+    origin = _origin(manifest, by)
+    record = origin | {"folds": folds, "seed": seed, "stratify": stratify, "validation": validation}
+    if manifest.folds():
+        _same_folds(manifest.split or {}, record)
+    elif any(name in PARTITIONS for name, _ in manifest.cases()):
+        raise InputError("this manifest has partitions already: index it anew, to another file, to split it into folds")
+    if folds < 2:
+        raise InputError(f"--folds must be at least 2, got {folds}")
+    if not 0 < validation < 1:
+        raise InputError(f"--validation must be a share between 0 and 1, got {validation:g}")
+    names = {f"fold {number}": number for number in range(1, folds + 1)}
+    home, stratum = homes(manifest), strata(manifest, stratify)
+    if all(fold_of(case) for case in manifest.unassigned) and manifest.folds():
+        return manifest
+    order = in_order(stratum.keys() - home.keys(), seed)
+    home = deal(order, home, dict.fromkeys(names, 1 / folds), stratum)
+    if len(stratum) < folds or len(home) - max(Counter(home.values()).values()) < 2:
+        raise InputError(
+            f"{len(stratum)} {origin['by']}s are too few for {folds} folds: every fold needs one to test, "
+            f"and two others to train and to validate; add {origin['by']}s, or take another number of folds"
+        )
+    fields = manifest.model_dump(exclude_unset=True)
+    rows = [row | {FOLD: names[home[row["patient"]]]} for row in fields["unassigned"]]
+    return Manifest(**(fields | {"split": record, "unassigned": rows}))
 
 
 def split_by_section(manifest: Manifest, fractions: Sequence[float], gap: int, because: str) -> Manifest:
@@ -80,6 +133,24 @@ def split_by_section(manifest: Manifest, fractions: Sequence[float], gap: int, b
         return manifest
     record = {"by": "section", "fractions": list(fractions), "gap": gap, "because": because}
     return _dealt(manifest, place, record)
+
+
+def _origin(manifest: Manifest, by: str) -> dict[str, Any]:
+    """How a record of a split begins: by what and, if it is said, why."""
+    record = manifest.split or {}
+    if "fold" in record:
+        raise InputError(f"this is fold {record['fold']} of a manifest: split deals the whole one, without #")
+    known = record.get("by", by)
+    if known != by and not (known == "image" and by == "patient"):
+        raise InputError(f"this manifest is split by {known}: index it anew to split it by {by}")
+    return {"by": known} | ({"because": record["because"]} if "because" in record else {})
+
+
+def _same_folds(before: dict[str, Any], now: dict[str, Any]) -> None:
+    words = ("folds", "seed", "stratify", "validation")
+    if any(before.get(word) != now[word] for word in words):
+        said = " ".join(f"--{word} {before[word]}" for word in words if before.get(word) is not None)
+        raise InputError(f"this manifest is split with {said}: say the same to deal new patients, or index it anew")
 
 
 def _checked(fractions: Sequence[float]) -> dict[str, float]:

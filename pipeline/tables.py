@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 
-def partitions(counts: Iterable[tuple[str, int, int]]) -> Table:
-    """Partitions with their cases and patients."""
-    return _table(("partition", "cases", "patients"), counts)
+def partitions(counts: Iterable[tuple[str, int, int]], unit: str = "patient") -> Table:
+    """Partitions, or folds, with their cases and patients, or what is never divided instead."""
+    return _table(("partition", "cases", f"{unit}s"), counts)
 
 
 def runs(found: Sequence[Mapping[str, Any]]) -> Table:

@@ -1,6 +1,7 @@
 """Folds of a manifest: `m.json#2` is a manifest with partitions, and every place that takes a path takes it."""
 
 import pytest
+from monai.bundle import ConfigParser
 
 from pipeline import manifest as manifests
 from pipeline.audit import checked_cases
@@ -52,6 +53,13 @@ def test_a_new_case_of_an_old_patient_is_unassigned_in_every_fold(nine):
     late = manifests.Case(id="late", patient="p0", image="late.tif")
     manifests.write(manifest.model_copy(update={"unassigned": [*manifest.unassigned, late]}), nine)
     assert [case.id for case in manifests.read(f"{nine}#2").unassigned] == ["late"]
+
+
+def test_the_mark_as_monai_writes_it(nine):
+    parser = ConfigParser({"manifest": f"{nine}#2"})
+    path = parser.get_parsed_content("manifest")
+    assert path == f"{nine}::2"
+    assert manifests.read(path) == manifests.read(f"{nine}#2")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ FLOORS = [
         "line",
         "memory",
     ],
-    ["reach", "seg", "seeding", "optimisation", "provenance"],
+    ["reach", "seg", "seeding", "optimisation", "provenance", "dealing", "grouping"],
     ["tiling", "stopping"],
     ["inferers"],
     ["loading", "recipe"],
