@@ -437,12 +437,13 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 
 def _print_scores(table: dict[str, Any]) -> None:
     """The table per patient, and how well cells are separated."""
-    from pipeline import tables
+    from pipeline import provenance, tables
     from pipeline.separation import lines
 
     checkpoint = table["checkpoint_sha256"][:12]
     _print(f"\n{table['partition']} partition of {table['manifest']}, checkpoint {checkpoint}")
     console.print(tables.scores(table))
+    _print(provenance.sentence(table))
     if "separation" in table:
         _print("\n" + "\n".join(lines(table["separation"])))
 

@@ -15,10 +15,12 @@ from skimage.filters import threshold_otsu
 
 from pipeline import overlay
 from pipeline.atomic import atomic
+from pipeline.checkpoint import training_of
 from pipeline.errors import InputError
 from pipeline.index import file_digest
 from pipeline.manifest import read
 from pipeline.metrics import dice, dice_empty_scored, overlap_counts, pixel_error, pooled
+from pipeline.provenance import refuse_overlap
 from pipeline.separation import Separation, threshold_of
 from pipeline.tracking import cases_of, classes
 
@@ -40,7 +42,8 @@ class CaseTable:
     """A handler of the evaluation engine: scores every case, and writes a table and pictures at its end.
 
     `evaluation.json` is the table, `worst.png` shows the lowest Dice and `worst_separation.png` the lowest V_Rand. An
-    earlier evaluation of the same partition is replaced; one of another partition is refused before the engine starts.
+    earlier evaluation of the same partition is replaced; one of another partition is refused before the engine starts,
+    and so are cases that the checkpoint was trained on.
 
     Args:
         output_dir: where the files go.
@@ -99,6 +102,7 @@ class CaseTable:
             **manifest.split_digests(),
             "checkpoint_sha256": file_digest(Path(self.checkpoint)),
         }
+        self.about |= refuse_overlap(training_of(self.checkpoint), manifest, self.partition)
         if self.membrane is not None:
             threshold = threshold_of(self.threshold, self.partition, self.about)
             self.separation = Separation(self.class_names, membrane=self.membrane, threshold=threshold)

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError
 from pipeline.loading import IMAGE_SUFFIXES, page_shapes, read_page, read_pages
-from pipeline.manifest import PARTITIONS, Case, Manifest, read
-from pipeline.patients import columns_of, identity, join, pseudonym, refuse_two_spellings, study_pseudonym
+from pipeline.manifest import PARTITIONS, PUBLIC, Case, Manifest, read
+from pipeline.patients import columns_of, fingerprint, identity, join, pseudonym, refuse_two_spellings, study_pseudonym
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
 
@@ -102,6 +102,7 @@ def index(
     fields["labels"] = {str(i): class_name for i, (class_name, _) in enumerate(recipe.classes)}
     fields["label_values"] = recipe.label_values()
     fields["spacing_mm"] = recipe.spacing_mm or fields.get("spacing_mm")
+    fields["pseudonyms"] = PUBLIC if key is None else fingerprint(key)
     fields.setdefault("split", {"by": "image"} if recipe.patients_unknown else None)
     try:
         return Manifest(**(fields | _partitions(cases, kept)))

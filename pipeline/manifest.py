@@ -27,6 +27,9 @@ FOLD_MARK = "#"
 MONAI_MARK = "::"
 """What MONAI makes of every `#` in a text of a config, paths included."""
 
+PUBLIC = "public names"
+"""The `pseudonyms` of a manifest that keeps the patients' names."""
+
 
 class Case(BaseModel):
     """One image with its reference: a file, or one page of a TIFF stack.
@@ -54,7 +57,7 @@ class Manifest(BaseModel):
 
     `labels` maps a class index to its name, `label_values` raw values in the label file, written as
     `pipeline.labels` says, to their class index; `spacing_mm` is null where it is unknown; `pseudonyms` says what the
-    patients' names are: of which site's key (`key:` and its fingerprint), or public ones.
+    patients' names are: made with a site's key (`key:` and its fingerprint), or public.
     """
 
     model_config = ConfigDict(extra="allow")

@@ -82,6 +82,11 @@ def pseudonym(key: bytes, name: str) -> str:
     return "P-" + hmac.new(key, name.encode(), "sha256").hexdigest()[:12]
 
 
+def fingerprint(key: bytes) -> str:
+    """Which key it is, so that pseudonyms of one key are compared and no others; nothing of the key can be read off."""
+    return "key:" + hmac.new(key, b"overtile key fingerprint", "sha256").hexdigest()[:12]
+
+
 def study_pseudonym(key: bytes | None, patient: str, study: str) -> str:
     """A study's pseudonym, of 8 characters; a hash even where names are public, since a study is often a date."""
     text = f"{patient}\0{study}".encode()

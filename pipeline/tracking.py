@@ -43,6 +43,9 @@ PARAMS_PER_CALL = 100
 OVERLAYS = 4
 """Validation cases whose pictures a run keeps, those of its best epoch."""
 
+PATHS = r"[^:;'\"\n]*[/\\](.*[/\\])?[^:;,'\"\n]*"
+"""From the punctuation before the first slash of a line to that after its last one: folders are named in every way."""
+
 
 class TrackingHandler:
     """Writes an engine's run to MLflow; stands first among the handlers that raise an exception again.
@@ -325,7 +328,7 @@ def without_paths(error: BaseException) -> str:
     """An error's type and text without file names, in which a patient's name may stand."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = re.sub(r"\S*[/\\][^:;,]*", "<path>", str(error))
+    text = re.sub(PATHS, "<path>", str(error))
     return f"{type(error).__name__}: {text}"[:VALUE_LENGTH]
 
 
