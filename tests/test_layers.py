@@ -7,8 +7,9 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["errors", "progress", "configuration", "heartbeat", "tables"],
+    ["errors", "progress", "configuration", "heartbeat", "tables", "terminal"],
     ["atomic", "config_check"],
+    ["paired_picture"],
     [
         "networks",
         "elastic",
@@ -28,7 +29,11 @@ FLOORS = [
     ["loading"],
     ["index", "weights", "checkpoint"],
     ["split", "audit", "phantom", "tracking", "separation"],
-    ["bundle", "predict", "evaluate"],
+    ["bundle", "predict", "evaluate", "parent"],
+    ["paired", "trials"],
+    ["children"],
+    ["compare"],
+    ["cli_compare"],
     ["cli"],
     ["__main__"],
 ]
