@@ -1,17 +1,18 @@
 """Folds of a manifest: `m.json#2` is a manifest with partitions, and every place that takes a path takes it."""
 
+import shutil
 from collections import Counter
 
 import pytest
-import torch
 from monai.bundle import ConfigParser
 
 from pipeline import bundle
 from pipeline import manifest as manifests
-from pipeline.audit import checked_cases
+from pipeline.audit import audit, checked_cases
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 from pipeline.split import split_by_patient, split_into_folds
+from pipeline.tracking import dataset_input
 from pipeline.weights import training_class_weights
 from tests.conftest import index_phantom
 
@@ -197,6 +198,13 @@ def test_folds_are_not_dealt_again_otherwise(change, sentence):
         split_into_folds(folded, **({"folds": 5, "seed": 1} | change))
 
 
+def test_a_column_of_the_same_name_is_not_overwritten():
+    fields = dataset(4).model_dump(exclude_unset=True)
+    fields["unassigned"][0]["fold"] = "left lung"
+    with pytest.raises(InputError, match="a column 'fold' already: give it another name in the recipe"):
+        split_into_folds(Manifest(**fields), 4, 1)
+
+
 def test_partitions_and_folds_exclude_each_other():
     folded = split_into_folds(dataset(10), 5, 1)
     with pytest.raises(InputError, match="split into 5 folds: say --folds 5 to deal new patients"):
@@ -228,23 +236,57 @@ def test_neither_training_nor_validation_is_empty(share):
     assert all(patients(view, name) for name in manifests.PARTITIONS)
 
 
-def test_the_command_and_a_training_and_an_audit_of_a_fold(phantom_dir, tmp_path, overtile):
+@pytest.fixture
+def folded(phantom_dir, tmp_path, overtile):
+    """The four phantom patients in four folds, and what the command said."""
     path = tmp_path / "m.json"
     manifests.write(index_phantom(phantom_dir), path)
-    code, output = overtile("split", path, "--folds", 4)
+    return path, overtile("split", path, "--folds", 4)
+
+
+def test_the_command_deals_folds_and_an_audit_takes_one(folded, phantom_dir, overtile):
+    path, (code, output) = folded
     assert code == 0
-    assert [line.split() for line in output.splitlines()[:5]] == [
+    assert [line.split() for line in output.splitlines()] == [
         ["partition", "cases", "patients"],
         *(["fold", str(fold), "3", "1"] for fold in range(1, 5)),
+        [*["12", "cases", "dealt", "by", "patient;", "every", "earlier", "one", "kept", "its", "fold", "->"], str(path)],
     ]
-    assert output.splitlines()[-1] == f"12 cases dealt by patient; every earlier one kept its fold -> {path}"
-    code, output = overtile("audit", f"{path}#2", "--dataset-dir", phantom_dir)
-    assert (code, output.splitlines()[-1]) == (0, f"0 errors, 0 warnings in {path}#2")
-    settings = {"patch": 64, "patches_per_case": 1, "width": 4, "depth": 3, "epochs": 1, "workers": 0}
-    settings |= {"manifest": f"{path}#2", "dataset_dir": str(phantom_dir), "output_dir": str(tmp_path / "out")}
-    bundle.run(bundle.find("neuron_em_segmentation"), "training", settings)
-    state = torch.load(tmp_path / "out" / "last.pt", weights_only=True)
-    assert state["manifest_sha256"] == manifests.read(f"{path}#2").digest()
+    for name in (path, f"{path}#2"):
+        code, output = overtile("audit", name, "--dataset-dir", phantom_dir)
+        assert (code, output.splitlines()[-1]) == (0, f"0 errors, 0 warnings in {name}")
+
+
+def test_a_bundle_trains_on_a_fold(folded, phantom_dir, monkeypatch):
+    path, _ = folded
+    folder = bundle.find("neuron_em_segmentation")
+    monkeypatch.chdir(folder)
+    parser = ConfigParser()
+    parser.read_config(str(folder / "configs" / "train.yaml"))
+    parser.update({"manifest": f"{path}#2", "dataset_dir": str(phantom_dir)})
+    view = manifests.read(f"{path}#2")
+    for section, name in (("train", "training"), ("validate", "validation")):
+        items = parser.get_parsed_content(f"{section}#data")
+        assert [item["id"] for item in items] == [case.id for case in view.partition(name)]
+    assert dataset_input(parser.get_parsed_content("manifest"), "training").dataset.digest == view.digest()[:32]
+
+
+def test_an_audit_of_the_plain_file_finds_equal_pixels_in_two_folds(folded, phantom_dir):
+    path, _ = folded
+    fields = manifests.read(path).model_dump(exclude_unset=True)
+    one, other = fields["unassigned"][0], fields["unassigned"][3]
+    other["pixels"] = one["pixels"]
+    found = audit(Manifest(**fields), phantom_dir, thorough=False)
+    message = f"{one['id']} in fold {one['fold']} and {other['id']} in fold {other['fold']} have the same pixels"
+    assert [(finding.severity, finding.message) for finding in found] == [("error", message)]
+
+
+def test_a_case_that_lost_its_file_keeps_its_fold(folded, phantom_dir, tmp_path):
+    path, _ = folded
+    site = shutil.copytree(phantom_dir, tmp_path / "site")
+    shutil.rmtree(site / "patient-01")
+    with pytest.raises(InputError, match="3 cases that have a partition were not found again, patient-01_000 first"):
+        index_phantom(site, previous=path)
 
 
 @pytest.mark.parametrize(
