@@ -102,9 +102,8 @@ def _patients(manifest: Manifest) -> Iterator[Finding]:
     if manifest.split and manifest.split.get("by") == "section":
         return
     homes: dict[str, set[str]] = defaultdict(set)
-    for name, case in manifest.cases():
-        if name in PARTITIONS:
-            homes[case.patient].add(name)
+    for name, case in manifest.assigned():
+        homes[case.patient].add(name)
     for patient, names in homes.items():
         if len(names) > 1:
             yield Finding(
@@ -114,8 +113,8 @@ def _patients(manifest: Manifest) -> Iterator[Finding]:
 
 def _equal_pixels(manifest: Manifest) -> Iterator[Finding]:
     seen: dict[str, list[tuple[str, Case]]] = defaultdict(list)
-    for name, case in manifest.cases():
-        if case.pixels and name in PARTITIONS:
+    for name, case in manifest.assigned():
+        if case.pixels:
             seen[case.pixels].append((name, case))
     for twins in seen.values():
         (name, first), *others = twins
@@ -147,11 +146,13 @@ def _sections(manifest: Manifest) -> Iterator[Finding]:
 
 def _cases_to_use(manifest: Manifest) -> Iterator[Finding]:
     by_section = bool(manifest.split and manifest.split.get("by") == "section")
-    if manifest.unassigned and not by_section:
-        message = f"{len(manifest.unassigned)} cases have no partition and are not used; `overtile split` deals them"
-        yield Finding("warning", "unassigned cases", manifest.unassigned[0].id, message)
-    for name, case in manifest.cases():
-        if name in PARTITIONS and case.label is None:
+    assigned = {case.id for _, case in manifest.assigned()}
+    idle = [case.id for _, case in manifest.cases() if case.id not in assigned]
+    if idle and not by_section:
+        message = f"{len(idle)} cases have no partition and are not used; `overtile split` deals them"
+        yield Finding("warning", "unassigned cases", idle[0], message)
+    for name, case in manifest.assigned():
+        if case.label is None:
             yield Finding("error", "no label", case.id, f"{case.id} in {name} has no label")
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError
 from pipeline.loading import IMAGE_SUFFIXES, page_shapes, read_page, read_pages
-from pipeline.manifest import PARTITIONS, PUBLIC, Case, Manifest, read
+from pipeline.manifest import PARTITIONS, PUBLIC, Case, Manifest, read, unit_name
 from pipeline.patients import columns_of, fingerprint, identity, join, pseudonym, refuse_two_spellings, study_pseudonym
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
@@ -254,9 +254,10 @@ def _modality(example: Path, modality: Sequence[str]) -> dict[str, str]:
 
 
 def _partitions(cases: list[Case], kept: Manifest | None) -> dict[str, list[dict[str, Any]]]:
-    """Known cases stay in their partition with their extra columns; new ones stand under `unassigned`."""
+    """Known cases stay in their partition, and cluster, with their extra columns; new ones are `unassigned`."""
     before = {case.id: (name, case) for name, case in kept.cases()} if kept else {}
-    lost = [id_ for id_, (name, _) in before.items() if name in PARTITIONS and id_ not in {case.id for case in cases}]
+    found = {case.id for case in cases}
+    lost = [case.id for _, case in kept.assigned() if case.id not in found] if kept else []
     if lost:
         raise InputError(
             f"{len(lost)} cases that have a partition were not found again, {lost[0]} first: a patient keeps its "
@@ -266,5 +267,8 @@ def _partitions(cases: list[Case], kept: Manifest | None) -> dict[str, list[dict
     for case in cases:
         name, old = before.get(case.id, ("unassigned", None))
         fields = case.model_dump(exclude_unset=True)
-        partitions[name].append((old.model_extra or {} if old else {}) | fields)
+        if kept and old:
+            grouped = {"patient": old.patient} if unit_name(kept) == "cluster" else {}
+            fields = (old.model_extra or {}) | fields | grouped
+        partitions[name].append(fields)
     return partitions

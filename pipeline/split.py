@@ -29,7 +29,7 @@ def split_by_patient(
         manifest: cases under `unassigned` are dealt.
         fractions: of patients for training, validation and test; they add up to 1.
         seed: another seed, another order.
-        by: "cluster" where `pipeline.grouping` put a cluster's name in the place of the patient.
+        by: "cluster" where `pipeline.grouping` put a cluster in the place of the patient.
         stratify: column of which every partition gets its share of each value.
 
     Raises:
@@ -88,6 +88,8 @@ def split_into_folds(
         _same_folds(manifest.split or {}, record)
     elif any(name in PARTITIONS for name, _ in manifest.cases()):
         raise InputError("this manifest has partitions already: index it anew, to another file, to split it into folds")
+    elif any(fold_of(case) is not None for case in manifest.unassigned):
+        raise InputError(f"the cases have a column {FOLD!r} already: give it another name in the recipe")
     if folds < 2:
         raise InputError(f"--folds must be at least 2, got {folds}")
     if not 0 < validation < 1:
@@ -142,7 +144,8 @@ def _origin(manifest: Manifest, by: str) -> dict[str, Any]:
         raise InputError(f"this is fold {record['fold']} of a manifest: split deals the whole one, without #")
     known = record.get("by", by)
     if known != by and not (known == "image" and by == "patient"):
-        raise InputError(f"this manifest is split by {known}: index it anew to split it by {by}")
+        again = f"say --by {known} to deal new cases, or " if known != "image" else ""
+        raise InputError(f"this manifest is split by {known}: {again}index it anew to split it by {by}")
     return {"by": known} | ({"because": record["because"]} if "because" in record else {})
 
 

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.errors import InputError
+from pipeline.errors import DataError, InputError
 from pipeline.manifest import Manifest
 from pipeline.split import split_by_patient, split_by_section
 
@@ -115,3 +115,41 @@ def test_a_manifest_keeps_its_kind_of_split():
     by_patient = split_by_patient(dataset("abc"), (0.7, 0.15, 0.15), seed=1)
     with pytest.raises(InputError, match="split by patient: index it anew"):
         split_by_section(by_patient, (0.6, 0.2, 0.2), gap=1, because="x")
+
+
+def columned(values, column="sex", **rest):
+    """One case per patient, patient -> value of the column; None: the column is empty."""
+    rows = [{"id": p, "patient": p, "image": "x.tif", column: value, **rest} for p, value in values.items()]
+    return Manifest(name="x", modality={"0": "MR"}, unassigned=rows)
+
+
+def test_stratified_partitions_have_their_share_of_every_value():
+    values = {f"p{n}": ("F", "M", None)[min(n // 10, 2)] for n in range(24)}
+    split = split_by_patient(columned(values), (0.5, 0.25, 0.25), seed=1, stratify="sex")
+    counts = Counter((values[patient], name) for patient, name in homes(split).items())
+    assert counts[None, "training"] == 2
+    assert counts[None, "validation"] == counts[None, "test"] == 1
+    assert counts["F", "training"] == counts["M", "training"] == 5
+    assert Counter(homes(split).values()) == {"training": 12, "validation": 6, "test": 6}
+    assert split.split == {"by": "patient", "seed": 1, "fractions": [0.5, 0.25, 0.25], "stratify": "sex"}
+
+
+def test_a_column_that_nobody_has_lists_those_there_are():
+    manifest = columned({"a": "F", "b": "M", "c": "M"}, institution="CS", fold=None)
+    with pytest.raises(InputError, match="no column 'age' to stratify by; there is institution, sex$"):
+        split_by_patient(manifest, (0.7, 0.15, 0.15), seed=1, stratify="age")
+
+
+def test_a_patient_of_two_values_is_named_one_of_a_value_and_none_is_not():
+    def manifest(*values):
+        rows = [{"id": f"a{n}", "patient": "a", "image": "x", "sex": value} for n, value in enumerate(values)]
+        return Manifest(name="x", modality={"0": "MR"}, unassigned=rows)
+
+    with pytest.raises(DataError, match="patient 'a' has two values in 'sex', 'F' and 'M'"):
+        split_by_patient(manifest("F", None, "M"), (1, 0, 0), seed=1, stratify="sex")
+    assert len(split_by_patient(manifest(None, "F", None), (1, 0, 0), seed=1, stratify="sex").training) == 3
+
+
+def test_a_dataset_without_patients_is_split_by_image():
+    manifest = dataset("abcd", sections=1).model_copy(update={"split": {"by": "image"}})
+    assert split_by_patient(manifest, (0.5, 0.25, 0.25), seed=1).split["by"] == "image"
