@@ -102,6 +102,12 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
+def settings(bundle: Path, workflow: str, overlays: Sequence[str] = ()) -> dict[str, Any]:
+    """The top-level keys of a workflow's configs, overlays included, with their values as they are written."""
+    files = [base_config(bundle, workflow), *(_overlay(bundle, name) for name in overlays)]
+    return {key: value for key, value in _config(_parser(bundle, files)).items() if key != "_meta_"}
+
+
 def run(bundle: Path, workflow: str, overrides: Mapping[str, Any], overlays: Sequence[str] = ()) -> None:
     """Run a workflow in the bundle's folder, as `python -m monai.bundle run` does there.
 

@@ -26,8 +26,8 @@ PREVIOUS = "previous_"
 """How the name of a checkpoint begins that an earlier training left."""
 
 MAY_CHANGE = (
-    "bundle_root", "dataset_dir", "device", "manifest", "memory_gb", "output_dir", "resume", "tile", "tracking_uri",
-    "workers",
+    "bundle_root", "dataset_dir", "device", "experiment", "manifest", "memory_gb", "output_dir", "parent_run", "resume",
+    "tile", "tracking_uri", "workers",
 )  # fmt: skip
 """Keys that a resume may give otherwise: where it runs and where its files lie. The manifest's digest is compared."""
 
@@ -273,6 +273,15 @@ def training_of(path: str | Path) -> dict[str, Any] | None:
     """
     training = _existing(Path(path)).get(TRAINING)
     return dict(training) if isinstance(training, Mapping) else None
+
+
+def standing(path: Path) -> str:
+    """How far a training has come whose state is in a file: `new`, `begun` (an epoch is done) or `finished`."""
+    try:
+        saved = _read(path)
+    except InputError:
+        return "new"  # none, or broken: there is nothing to go on from
+    return "finished" if saved.get("finished") else "begun" if saved.get("epoch") else "new"
 
 
 def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:

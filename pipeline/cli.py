@@ -5,27 +5,22 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 
+from pipeline import cli_compare
 from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
+from pipeline.terminal import console
+from pipeline.terminal import progress as _progress
+from pipeline.terminal import say as _print
 
 if TYPE_CHECKING:
     from pipeline.manifest import Finding
-
-LINE_EVERY_SECONDS = 10
-"""Where there is no terminal, long work prints a plain line this often."""
-
-PLAIN_WIDTH = 160
-"""Columns of a table where there is no terminal."""
 
 app = typer.Typer(
     help="Medical image segmentation on MONAI: index, audit, split, train, evaluate, predict.",
@@ -35,13 +30,16 @@ app = typer.Typer(
 )
 phantom_app = typer.Typer(help="Make synthetic patients with exactly known labels.", no_args_is_help=True)
 app.add_typer(phantom_app, name="phantom")
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 Folder = Annotated[Path | None, typer.Option(help="Folder of the manifest's paths; default: the manifest's own.")]
 
 
 MORE = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Commands that hand further words on as overrides of a bundle's keys."""
+
+
+app.command(context_settings=MORE)(cli_compare.compare)
+app.command(context_settings=MORE)(cli_compare.crossvalidate)
 
 
 class SplitBy(StrEnum):
@@ -356,24 +354,6 @@ def _class(word: str) -> tuple[str, str]:
     if not (name and equals and raw):
         raise InputError(f"--class {word!r}: write NAME=RAW VALUE, as in --class tumour=255")
     return name, raw
-
-
-def _progress(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
-    """A bar on a terminal, a plain line every few seconds otherwise."""
-    if console.is_terminal:
-        yield from track(items, description=description, total=total, console=console)
-        return
-    last = time.monotonic()
-    for number, item in enumerate(items, start=1):
-        yield item
-        if number == total or time.monotonic() - last > LINE_EVERY_SECONDS:
-            last = time.monotonic()
-            _print(f"{description} {number}/{total}")
-
-
-def _print(text: str) -> None:
-    """Print as it is: brackets in a path are no markup."""
-    console.print(text, markup=False, highlight=False)
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:

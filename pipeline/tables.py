@@ -39,6 +39,58 @@ def scores(table: Mapping[str, Any]) -> Table:
     )
 
 
+def paired_scores(found: Mapping[str, Any]) -> Table:
+    """Dice per class of every variant and the differences to the first: one line per patient."""
+    first, *others = found["means"]
+    names = [f"dice_{name}" for name in found["classes"][1:]]
+    columns = [f"{what} {name}" for name in names for what in (*found["means"], *(f"{first} - {o}" for o in others))]
+    differences = {(row["second"], row["measure"]): row for row in found["differences"]}
+    rows = []
+    for row in found["patients"]:
+        values = []
+        for name in names:
+            values += [row[variant].get(name) for variant in found["means"]]
+            values += [differences[other, name]["by_patient"].get(row["patient"]) for other in others]
+        rows.append([row["patient"], *(_shown(value, ".3f", "-") for value in values)])
+    return _table((found["unit"], *columns), rows)
+
+
+def paired_differences(found: Mapping[str, Any]) -> Table:
+    """Means, paired difference with its interval and spread between seeds: one line per measure and pair."""
+    rows = []
+    for row in found["differences"]:
+        first, second, name = row["first"], row["second"], row["measure"]
+        mean_and_spread = [
+            [_shown(found["means"][v].get(name), ".4f", "-"), _shown(found["seed_spread"][v].get(name), ".4f", "-")]
+            for v in (first, second)
+        ]
+        rows.append(
+            [
+                f"{first} - {second}",
+                name,
+                *(value for pair in zip(*mean_and_spread, strict=True) for value in pair),
+                _shown(row["mean"], "+.4f", "-"),
+                _interval(row["interval"], "+.4f"),
+                row["patients"],
+            ]
+        )
+    columns = ("first - second", "measure", "first", "second", "spread of seeds", "of seeds", "difference")
+    return _table((*columns, "95 % interval", f"{found['unit']}s"), rows)
+
+
+def means(table: Mapping[str, Any]) -> Table:
+    """Mean over patients of every measure of a cross-validation, with its interval."""
+    rows = [
+        (name, _shown(mean, ".4f", "-"), _interval(table["interval"][name], ".4f"))
+        for name, mean in table["mean"].items()
+    ]
+    return _table((f"mean over {len(table['patients'])} {table['unit']}s", "", "95 % interval"), rows)
+
+
+def _interval(ends: Sequence[float] | None, digits: str) -> str:
+    return "-" if ends is None else f"{ends[0]:{digits}} to {ends[1]:{digits}}"
+
+
 def _shown(value: Any, digits: str, nothing: str = "") -> str:
     if value is None:
         return nothing

@@ -44,6 +44,10 @@ OVERLAYS = 4
 """Validation cases whose pictures a run keeps, those of its best epoch."""
 
 
+PARENT = "mlflow.parentRunId"
+"""Tag with the id of the run that a run belongs to; MLflow shows it below that one."""
+
+
 class TrackingHandler:
     """Writes an engine's run to MLflow; stands first among the handlers that raise an exception again.
 
@@ -62,6 +66,7 @@ class TrackingHandler:
         state: of the training, whose run id says which run a resumed training continues.
         artifacts: files to keep when the engine has finished.
         config: the merged configuration; None looks up the one that the bundle is being run with.
+        parent: id of the run that this one is shown under, that of a comparison or a cross-validation.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class TrackingHandler:
         state: TrainingState | None = None,
         artifacts: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
+        parent: str | None = None,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.store = store or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_store(self.output_dir)
@@ -88,6 +94,7 @@ class TrackingHandler:
         self.state = state
         self.artifacts = [Path(path) for path in artifacts]
         self.config = dict(config) if config is not None else running_config()
+        self.parent = {PARENT: str(parent)} if parent else {}
         self.run_id = ""
         self.heart: Heart | None = None
         self._written: set[tuple[str, int]] = set()
@@ -131,7 +138,9 @@ class TrackingHandler:
         experiment_id = found.experiment_id if found else self.client.create_experiment(self.experiment, location)
         name = f"{self.partition} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
         self.run_id = self.client.create_run(
-            experiment_id, run_name=name, tags=environment() | first_beat() | read(self.manifest).split_digests()
+            experiment_id,
+            run_name=name,
+            tags=environment() | first_beat() | read(self.manifest).split_digests() | self.parent,
         ).info.run_id
         params = [Param(key[:250], value) for key, value in flattened(self.config).items()]
         for start in range(0, len(params), PARAMS_PER_CALL):
@@ -160,7 +169,12 @@ class TrackingHandler:
         changed = {key: value for key, value in now.items() if run.data.tags.get(key) != value}
         if changed:
             logger.warning("resumed with another %s than it began with", ", ".join(changed))
-        tags = first_beat() | {"resumed": str(resumed)} | {f"resumed.{resumed}.{k}": v for k, v in changed.items()}
+        tags = (
+            first_beat()
+            | self.parent
+            | {"resumed": str(resumed)}
+            | {f"resumed.{resumed}.{k}": v for k, v in changed.items()}
+        )
         for tag, value in tags.items():
             self.client.set_tag(run_id, tag, value)
         if FAILURE in run.data.tags:

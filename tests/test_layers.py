@@ -7,8 +7,9 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["errors", "progress", "configuration", "heartbeat", "tables"],
+    ["errors", "progress", "configuration", "heartbeat", "tables", "terminal"],
     ["atomic", "config_check", "labels", "encoders"],
+    ["paired_picture"],
     [
         "networks",
         "resizing",
@@ -30,7 +31,11 @@ FLOORS = [
     ["patients"],
     ["index", "weights", "checkpoint"],
     ["split", "audit", "phantom", "tracking", "separation"],
-    ["bundle", "predict", "evaluate", "patient_dice"],
+    ["bundle", "predict", "evaluate", "patient_dice", "parent"],
+    ["paired", "trials"],
+    ["children"],
+    ["compare"],
+    ["cli_compare"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,0 +1,181 @@
+"""Compare variants of a bundle, or cross-validate one: trainings under one parent run, then one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import bundle as bundles
+from pipeline import evaluate, paired, paired_picture
+from pipeline.atomic import atomic
+from pipeline.children import Run, Say, read_plan, run_trials, start_child, write_plan
+from pipeline.errors import InputError
+from pipeline.manifest import read
+from pipeline.parent import ParentRun
+from pipeline.trials import Plan, Trial, Variant, trials
+
+COMPARISON, PICTURE, CROSS_VALIDATION = "comparison.json", "comparison.png", "cross_validation.json"
+"""The files in the output folder."""
+
+
+def compare(plan: Plan, *, run: Run = start_child, say: Say) -> dict[str, Any]:
+    """Train every variant with every seed (on every fold), and compare the later ones with the first.
+
+    Args:
+        plan: of kind `comparison`.
+        run: starts a child process.
+        say: told what begins and what has ended.
+
+    Returns:
+        What is written to `comparison.json`: that of `paired.comparison`, the plan, and `cautions`.
+
+    Raises:
+        InputError: fewer than two variants, a wrong override, or the folder holds another plan.
+        DataError: a training failed.
+    """
+    if len(plan.variants) < 2:
+        raise InputError('give at least two variants, as in --variant unet="" --variant wide="--width 32"')
+    with _parent(plan) as parent:
+        tables = _tables(plan, parent, run, say)
+        by_variant: dict[str, dict[int, Any]] = {}
+        for (variant, seed), table in tables.items():
+            by_variant.setdefault(variant, {})[seed] = table
+        found = _about(plan, tables) | paired.comparison(by_variant)
+        found["cautions"] = paired.cautions(len(found["patients"]), found["unit"], len(plan.seeds), _folds(plan))
+        _write(found, plan.output / COMPARISON)
+        paired_picture.save(found, plan.output / PICTURE)
+        parent.log(_difference_scalars(found), [plan.output / COMPARISON, plan.output / PICTURE])
+    return found
+
+
+def cross_validate(plan: Plan, *, run: Run = start_child, say: Say) -> dict[str, Any]:
+    """Train one variant on every fold and score every patient out of fold.
+
+    Args:
+        plan: of kind `cross-validation`: one variant, one seed.
+        run: starts a child process.
+        say: told what begins and what has ended.
+
+    Returns:
+        What is written to `cross_validation.json`: an evaluation's table of all patients, with `mean` and
+        `interval` (95 % bootstrap) over patients of every measure, the plan, and `cautions`.
+
+    Raises:
+        InputError: the manifest has no folds, an override is wrong, or the folder holds another plan.
+        DataError: a training failed.
+    """
+    if _folds(plan) is None:
+        raise InputError(f"{plan.manifest}: has no folds; `overtile split --folds 5` deals patients to them")
+    with _parent(plan) as parent:
+        tables = _tables(plan, parent, run, say)
+        (table,) = tables.values()
+        found = {**table, **_about(plan, tables), "mean": paired.means(paired.per_patient(table))}
+        found["interval"] = paired.intervals(table)
+        found["cautions"] = paired.cautions(len(found["patients"]), found["unit"], len(plan.seeds), _folds(plan))
+        _write(found, plan.output / CROSS_VALIDATION)
+        parent.log(_mean_scalars(found), [plan.output / CROSS_VALIDATION])
+    return found
+
+
+def _parent(plan: Plan) -> ParentRun:
+    """The parent run, after everything was checked that can be checked before a training begins."""
+    trials(plan)
+    run_id = read_plan(plan)
+    experiment = plan.common.overrides.get("experiment") or bundles.settings(plan.bundle, "training").get("experiment")
+    params = {
+        "kind": plan.kind,
+        "bundle": plan.bundle.name,
+        "variants": _variants(plan),
+        "common": _shown(plan.common),
+        "seeds": str(list(plan.seeds)),
+        "folds": str(_folds(plan)),
+        "manifest_sha256": read(plan.manifest).digest(),
+    }
+    return ParentRun(
+        plan.store,
+        str(experiment or plan.bundle.name),
+        plan.kind,
+        params,
+        run_id=run_id,
+        created=lambda new: write_plan(plan, new),
+    )
+
+
+def _tables(plan: Plan, parent: ParentRun, run: Run, say: Say) -> dict[tuple[str, int], dict[str, Any]]:
+    """Run what is not done, and give the table of all test patients per variant and seed."""
+    planned = trials(plan, parent.run_id)
+    titles = {trial.training["output_dir"]: f"{trial.title}: training" for trial in planned}
+    titles |= {trial.evaluating["output_dir"]: f"{trial.title}: test" for trial in planned}
+    run_trials(planned, plan, run, say, lambda: parent.name_children(titles))
+    groups: dict[tuple[str, int], list[Trial]] = {}
+    for trial in planned:
+        groups.setdefault((trial.variant, trial.seed), []).append(trial)
+    return {key: _pooled([_table(trial) for trial in group]) for key, group in groups.items()}
+
+
+def _table(trial: Trial) -> dict[str, Any]:
+    return dict(json.loads((trial.evaluation / evaluate.TABLE).read_text()))
+
+
+def _pooled(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return tables[0] if len(tables) == 1 else evaluate.pooled_table(tables)
+
+
+def _about(plan: Plan, tables: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
+    """What was compared: enough to do it again."""
+    manifest = read(plan.manifest)
+    return {
+        "kind": plan.kind,
+        "bundle": plan.bundle.name,
+        "manifest": manifest.name,
+        "manifest_sha256": manifest.digest(),
+        "unit": _unit(manifest.split or {}),
+        "classes": next(iter(tables.values()))["classes"],
+        "variants": _variants(plan),
+        "common": _shown(plan.common),
+        "seeds_trained": list(plan.seeds),
+        "folds": _folds(plan),
+    }
+
+
+def _variants(plan: Plan) -> dict[str, Any]:
+    return {variant.name: _shown(variant) for variant in plan.variants if variant.name}
+
+
+def _shown(variant: Variant) -> dict[str, Any]:
+    return {"overlays": list(variant.overlays), "overrides": dict(variant.overrides)}
+
+
+def _unit(split: Mapping[str, Any]) -> str:
+    by = str(split.get("by", "patient"))
+    return "patient" if by == "section" else by
+
+
+def _folds(plan: Plan) -> int | None:
+    return None if plan.folds == (None,) else len(plan.folds)
+
+
+def _difference_scalars(found: Mapping[str, Any]) -> dict[str, float]:
+    values = {}
+    for row in found["differences"]:
+        if row["measure"] in paired.headline(found["classes"], [row["measure"]]) and row["mean"] is not None:
+            name = f"{row['first']}-{row['second']}_{row['measure']}"
+            values[name] = row["mean"]
+            values |= dict(zip((f"{name}_low", f"{name}_high"), row["interval"] or (), strict=False))
+    return values
+
+
+def _mean_scalars(found: Mapping[str, Any]) -> dict[str, float]:
+    values = {}
+    for name in paired.headline(found["classes"], list(found["mean"])):
+        if (value := found["mean"][name]) is not None:
+            values[f"test_{name}"] = value
+            values |= dict(zip((f"test_{name}_low", f"test_{name}_high"), found["interval"][name] or (), strict=False))
+    return values
+
+
+def _write(content: Mapping[str, Any], file: Path) -> None:
+    with atomic(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,205 @@
+"""Which trainings a comparison or a cross-validation consists of, and the settings of each."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import bundle as bundles
+from pipeline.errors import InputError
+from pipeline.manifest import read
+
+SET_BY_US = ("manifest", "dataset_dir", "output_dir", "checkpoint", "tracking_uri", "resume", "parent_run", "partition")
+"""Keys that every trial is given; as overrides they would be overwritten."""
+
+SAME_FOR_ALL = ("seed", "epochs", "minutes", "experiment")
+"""Keys in which variants may not differ: the comparison is of equal time, on equal seeds."""
+
+PLACEHOLDER = "0"
+"""Stands for the id of the parent run while the settings are checked, before there is one."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train: overlays over the training config, and overrides of keys."""
+
+    name: str
+    overlays: tuple[str, ...] = ()
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def after(self, common: Variant) -> Variant:
+        """This variant with what is common to all of them before its own."""
+        return Variant(self.name, common.overlays + self.overlays, common.overrides | self.overrides)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which trainings there are: every variant with every seed on every fold, on the same data for the same time.
+
+    `kind` is `comparison` or `cross-validation`; `folds` are numbers counted from 1, or (None,) where the manifest's
+    own partitions are used; `common` is what all variants are given before their own.
+    """
+
+    kind: str
+    bundle: Path
+    manifest: Path
+    output: Path
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    folds: tuple[int | None, ...]
+    store: str
+    common: Variant = Variant("")
+    dataset_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training and its evaluation on the test partition; the overrides of both, and where its files go."""
+
+    variant: str
+    seed: int
+    fold: int | None
+    folder: Path
+    overlays: tuple[str, ...]
+    training: Mapping[str, Any]
+    evaluating: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """Name for a reader."""
+        parts = [self.variant, f"seed {self.seed}", f"fold {self.fold}" if self.fold else ""]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def evaluation(self) -> Path:
+        """The evaluation's folder."""
+        return self.folder / "evaluation"
+
+
+def parse_variant(text: str) -> Variant:
+    """`NAME=--key value --overlay name` -> a variant.
+
+    Raises:
+        InputError: there is no `=`, or the name cannot be that of a folder.
+    """
+    name, equals, words = text.partition("=")
+    if not equals:
+        raise InputError(f'--variant {text!r}: write NAME="OVERRIDES", as in --variant resnet34="--encoder resnet34"')
+    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii() or name == "artifacts":
+        raise InputError(f"--variant {text!r}: {name!r} becomes a folder: use letters, digits, - and _")
+    try:
+        return parse_words(name, shlex.split(words))
+    except ValueError as error:
+        raise InputError(f"--variant {text!r}: {error}") from None
+
+
+def parse_words(name: str, words: Sequence[str]) -> Variant:
+    """`--overlay NAME` and overrides as a variant.
+
+    Raises:
+        InputError: a word is no `--key`, or a key has no value.
+    """
+    overlays: list[str] = []
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        option, equals, value = word.partition("=")
+        if option != "--overlay":
+            rest.append(word)
+        elif equals or queue:
+            overlays.append(value if equals else queue.pop(0))
+        else:
+            raise InputError("--overlay has no value; write --overlay NAME")
+    return Variant(name, tuple(overlays), bundles.parse_overrides(rest))
+
+
+def folds_of(manifest: Path) -> tuple[int | None, ...]:
+    """The numbers of a manifest's folds, from 1; (None,) where it has partitions instead."""
+    split = read(manifest).split or {}
+    return (None,) if "fold" in split or not split.get("folds") else tuple(range(1, split["folds"] + 1))
+
+
+def trials(plan: Plan, parent_run: str = PLACEHOLDER) -> list[Trial]:
+    """All trials of a plan; variants change fastest, so that what slows a machine down slows all of them.
+
+    Raises:
+        InputError: an override is unknown or wrong, or is not a variant's to set.
+    """
+    _check_names(plan)
+    variants = [variant.after(plan.common) for variant in plan.variants]
+    divided = {variant.name: _divided(plan, variant) for variant in variants}
+    planned = [
+        _trial(plan, variant, divided[variant.name], seed=seed, fold=fold, parent_run=parent_run)
+        for seed in plan.seeds
+        for fold in plan.folds
+        for variant in variants
+    ]
+    for trial in planned[: len(plan.variants)]:
+        bundles.prepare(plan.bundle, "training", trial.training, trial.overlays)
+        bundles.prepare(plan.bundle, "evaluating", trial.evaluating, ())
+    return planned
+
+
+def _check_names(plan: Plan) -> None:
+    names = [variant.name for variant in plan.variants]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"--variant {twice} is given twice; give every variant a name of its own")
+    for variant in plan.variants:
+        for key in variant.overrides:
+            if key in SAME_FOR_ALL:
+                raise InputError(
+                    f"--variant {variant.name}: --{key} is the same for all variants; give it outside of one"
+                )
+    for key in [*plan.common.overrides, *(key for variant in plan.variants for key in variant.overrides)]:
+        if key in SET_BY_US:
+            raise InputError(f"--{key} is set for every training by this command; leave it out")
+
+
+def _trial(
+    plan: Plan,
+    variant: Variant,
+    overrides: tuple[dict[str, Any], dict[str, Any]],
+    *,
+    seed: int,
+    fold: int | None,
+    parent_run: str,
+) -> Trial:
+    folder = plan.output.absolute()
+    if plan.kind == "comparison":
+        folder = folder / variant.name / f"seed-{seed}"
+    if fold is not None:
+        folder = folder / f"fold-{fold}"
+    manifest = str(plan.manifest.absolute()) + (f"#{fold}" if fold is not None else "")
+    given = {"manifest": manifest, "tracking_uri": plan.store, "parent_run": parent_run}
+    if plan.dataset_dir is not None:
+        given["dataset_dir"] = str(plan.dataset_dir.absolute())
+    to_train = {"output_dir": str(folder), "seed": seed}
+    to_score = {"output_dir": str(folder / "evaluation"), "checkpoint": str(folder / "model.pt"), "partition": "test"}
+    training, evaluating = given | to_train | overrides[0], given | to_score | overrides[1]
+    return Trial(variant.name, seed, fold, folder, variant.overlays, training, evaluating)
+
+
+def _divided(plan: Plan, variant: Variant) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The overrides for training and for evaluation: each gets those that its configs define.
+
+    An overlay is of the training alone; the evaluation gets what it sets of the keys that both know, say the width.
+    """
+    base = bundles.settings(plan.bundle, "training")
+    laid_over = bundles.settings(plan.bundle, "training", variant.overlays)
+    evaluating = bundles.settings(plan.bundle, "evaluating")
+    overlaid = {
+        key: value
+        for key, value in laid_over.items()
+        if key in evaluating and base.get(key) != value and not isinstance(value, (dict, list))
+    }
+    overrides = variant.overrides
+    known = {key: key.replace("::", "#").partition("#")[0] for key in overrides}
+    return (
+        {key: value for key, value in overrides.items() if known[key] in laid_over or known[key] not in evaluating},
+        overlaid | {key: value for key, value in overrides.items() if known[key] in evaluating},
+    )
