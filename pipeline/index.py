@@ -15,7 +15,7 @@ import parse
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.loading import IMAGE_SUFFIXES, page_shapes, read_page, read_pages
+from pipeline.loading import is_image, page_shapes, read_page, read_pages
 from pipeline.manifest import PARTITIONS, Case, Manifest, read
 from pipeline.patients import columns_of, identity, join, pseudonym, refuse_two_spellings, study_pseudonym
 from pipeline.progress import Progress, silent
@@ -124,10 +124,11 @@ def _find(root: Path, pattern: str, recipe: Recipe) -> list[_Page]:
             f"the pattern {pattern!r} names no {{patient}}: add it, or say --patient NAME if all files are of one "
             "patient, or --patients-unknown if nobody knows"
         )
+    listed = recipe.listed_names(root)
     pages: list[_Page] = []
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root).as_posix()
-        found = compiled.parse(relative) if path.suffix.lower() in IMAGE_SUFFIXES else None
+        found = compiled.parse(relative) if is_image(path) and (listed is None or path.stem in listed) else None
         if found is None or any("/" in str(value) for value in found.named.values()):
             continue
         if "page" in found.named and len(page_shapes(path)) > 1:
