@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -137,6 +138,21 @@ def index(
     patients = len({case.patient for _, case in cases})
     of = "of unknown patients" if plan.patients_unknown else f"of {patients} patients"
     _print(f"{len(cases)} cases {of}, {len(manifest.unassigned)} unassigned -> {out}")
+
+
+@app.command()
+def fetch(
+    recipe: Annotated[Path, typer.Argument(help="Recipe of a public dataset, say data_manifest/oxford_pet.yaml.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to download to; what is complete there stays.")],
+) -> None:
+    """Download a public dataset as its recipe says: verified, unpacked, resumed where it stopped."""
+    from pipeline import fetch as fetching
+    from pipeline.recipe import read_recipe
+
+    for path in fetching.fetch(recipe, folder, progress=_progress):
+        _print(f"complete: {path}")
+    out = folder / f"{read_recipe(recipe)['name']}.json"
+    _print(f"next: {shlex.join(['overtile', 'index', str(folder), '--recipe', str(recipe), '--out', str(out)])}")
 
 
 @app.command()

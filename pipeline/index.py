@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import parse
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.loading import IMAGE_SUFFIXES, page_shapes, read_page, read_pages
+from pipeline.loading import is_image, page_shapes, read_page, read_pages
 from pipeline.manifest import PARTITIONS, PUBLIC, Case, Manifest, read, unit_name
 from pipeline.patients import columns_of, fingerprint, identity, join, pseudonym, refuse_two_spellings, study_pseudonym
 from pipeline.progress import Progress, silent
@@ -76,7 +76,8 @@ def index(
         progress: told about every file.
 
     Raises:
-        InputError: nothing matches, an image has no label or two, classes are not declared.
+        InputError: nothing matches, an image has no label or two or other channels than the rest, classes are not
+            declared.
         DataError: two patients differ in spelling alone.
     """
     if not root.is_dir():
@@ -93,6 +94,7 @@ def index(
         refuse_two_spellings({page.who for page in images})
     table = join(recipe.columns, root, recipe.patient_id) if recipe.columns else None
     digests = _digests(root, sorted({p.path for p in images} | set(labels.values())), progress)
+    _refuse_other_channels({p.path: digests[p.path].channels for p in images})
     cases = []
     for page in images:
         told = page.columns | (columns_of(table, page.who, page.path) if table is not None else {})
@@ -125,10 +127,11 @@ def _find(root: Path, pattern: str, recipe: Recipe) -> list[_Page]:
             f"the pattern {pattern!r} names no {{patient}}: add it, or say --patient NAME if all files are of one "
             "patient, or --patients-unknown if nobody knows"
         )
+    listed = recipe.listed_names(root)
     pages: list[_Page] = []
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root).as_posix()
-        found = compiled.parse(relative) if path.suffix.lower() in IMAGE_SUFFIXES else None
+        found = compiled.parse(relative) if is_image(path) and (listed is None or path.stem in listed) else None
         if found is None or any("/" in str(value) for value in found.named.values()):
             continue
         if "page" in found.named and len(page_shapes(path)) > 1:
@@ -206,20 +209,41 @@ def _require_classes(example: Path, classes: Sequence[tuple[str, str]]) -> None:
         )
 
 
-def _digests(root: Path, paths: list[str], progress: Progress) -> dict[str, tuple[str, list[str]]]:
-    """File digest and the pixel digest of every page, file by file, on all processors."""
+class _File(NamedTuple):
+    """What decoding a file once tells: its digest, its pages' pixel digests, and the channels of its first page."""
 
-    def of(path: str) -> tuple[str, list[str]]:
-        return file_digest(root / path), [pixel_digest(page) for page in read_pages(root / path)]
+    sha256: str
+    pixels: list[str]
+    channels: int
+
+
+def _digests(root: Path, paths: list[str], progress: Progress) -> dict[str, _File]:
+    """Every file, decoded on all processors."""
+
+    def of(path: str) -> _File:
+        pages = [(pixel_digest(page), page.shape[0]) for page in read_pages(root / path)]
+        return _File(file_digest(root / path), [digest for digest, _ in pages], pages[0][1])
 
     with ThreadPoolExecutor() as pool:
         return dict(zip(paths, progress(pool.map(of, paths), len(paths), "digests"), strict=True))
 
 
+def _refuse_other_channels(channels: Mapping[str, int]) -> None:
+    """Refuse a grey photograph among coloured ones: a network takes one number of channels."""
+    first, *others = channels
+    strange = [path for path in others if channels[path] != channels[first]]
+    if strange:
+        more = f" (and {len(strange) - 1} more)" if len(strange) > 1 else ""
+        raise InputError(
+            f"{strange[0]}{more}: {channels[strange[0]]} channels, {first} has {channels[first]}; convert one of the"
+            " two, or leave it out with a recipe's `listed`"
+        )
+
+
 def _case(
     page: _Page,
     label: str | None,
-    digests: Mapping[str, tuple[str, list[str]]],
+    digests: Mapping[str, _File],
     key: bytes | None,
     columns: Mapping[str, str | None],
 ) -> Case:
@@ -227,7 +251,7 @@ def _case(
     what = page.case if key is None else hmac.new(key, page.case.encode(), "sha256").hexdigest()[:8]
     study = study_pseudonym(key, page.who, page.study) if page.study else ""
     parts = [who, study, what if page.case else "", "" if page.page is None else f"{page.page:03d}"]
-    file_sha, pixels = digests[page.path]
+    file_sha, pixels, _ = digests[page.path]
     in_stack = len(pixels) > 1
     fields: dict[str, Any] = {"id": "_".join(part for part in parts if part), "patient": who, "image": page.path}
     if study:
@@ -238,7 +262,7 @@ def _case(
         fields["page"] = page.page
     fields["sha256"] = file_sha
     if label:
-        fields["label_sha256"] = digests[label][0]
+        fields["label_sha256"] = digests[label].sha256
     fields["pixels"] = pixels[page.page if in_stack and page.page is not None else 0]
     return Case(**(fields | dict(columns)))
 

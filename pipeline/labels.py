@@ -14,6 +14,9 @@ import numpy as np
 
 from pipeline.errors import DataError
 
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+"""Files that cannot hold labels: the compression changes values."""
+
 NUMBERS = re.compile(r"(-?\d+)(?:\.\.(-?\d+))?")
 COLOUR = re.compile(r"#([0-9a-fA-F]{6})")
 

@@ -1,4 +1,4 @@
-"""TIFF, PNG and DICOM files to one tensor convention, declared label values, and the way back to files.
+"""TIFF, PNG, JPEG and DICOM files to one tensor convention, declared label values, and the way back to files.
 
 Arrays are channel-first, (C, H, W) for images and (C, X, Y, Z) for volumes. Images stay as they are stored:
 the first spatial axis is the row. Raw label values become class indices by declaration, never by guessing.
@@ -24,11 +24,16 @@ from PIL import Image, UnidentifiedImageError
 from pipeline import dicom
 from pipeline.atomic import atomic
 from pipeline.errors import DataError, InputError
-from pipeline.labels import to_class_indices
+from pipeline.labels import JPEG_SUFFIXES, to_class_indices
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png")
+IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png", *JPEG_SUFFIXES)
 """Files that hold images; a folder is taken for a DICOM series."""
+
+
+def is_image(path: Path) -> bool:
+    """Whether the file's name says image; macOS leaves a `._x.png` that is none beside x.png on foreign disks."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
 
 
 def is_tiff(path: Path) -> bool:
@@ -39,7 +44,7 @@ def is_tiff(path: Path) -> bool:
 def read_pages(path: Path) -> Iterator[np.ndarray]:
     """The pages of an image file, one after the other, each (C, H, W) in the file's own dtype.
 
-    A TIFF stack yields one array per page and is never in memory as a whole; a PNG yields one.
+    A TIFF stack yields one array per page and is never in memory as a whole; a PNG or JPEG yields one.
 
     Raises:
         InputError: the file is missing, truncated or of another kind.
@@ -50,14 +55,14 @@ def read_pages(path: Path) -> Iterator[np.ndarray]:
                 for page in tiff.pages:
                     yield _tiff_page(page)
         else:
-            yield _read_png(path)
+            yield _read_picture(path)
 
 
 def read_page(path: Path, page: int | None = None) -> np.ndarray:
     """One page of an image file, (C, H, W) in the file's own dtype.
 
     Args:
-        path: a TIFF or PNG file.
+        path: a TIFF, PNG or JPEG file.
         page: index from 0 in a TIFF stack; None for a file of one page.
 
     Raises:
@@ -65,7 +70,7 @@ def read_page(path: Path, page: int | None = None) -> np.ndarray:
     """
     with _readable(path):
         if not is_tiff(path):
-            return _read_png(path)
+            return _read_picture(path)
         with _tiff(path) as tiff:
             return _tiff_page(tiff.pages[_checked_page(path, page, len(tiff.pages))])
 
@@ -227,13 +232,17 @@ def _tiff_page(page: Any) -> np.ndarray:
     raise InputError(f"a TIFF page with axes {page.axes} is not an image")
 
 
-def _read_png(path: Path) -> np.ndarray:
+def _read_picture(path: Path) -> np.ndarray:
+    """(C, H, W) of a PNG or JPEG: grey or RGB. Pixels as stored: a camera's note on how to turn them is not followed.
+
+    Collections of photographs hold PNGs under the name of a JPEG; since that has no transparency, theirs is dropped.
+    """
     with Image.open(path) as image:
         if image.mode in ("P", "1", "LA", "CMYK"):
             raise InputError(f"{path}: mode {image.mode!r} is not supported; save it as grey, RGB or RGBA")
         array = np.asarray(image)
     if image.mode == "RGBA":
-        if (array[..., 3] != array[0, 0, 3]).any():
+        if path.suffix.lower() not in JPEG_SUFFIXES and (array[..., 3] != array[0, 0, 3]).any():
             raise InputError(f"{path}: is transparent in places, so its colours are not what one sees; save it as RGB")
         array = array[..., :3]  # an alpha channel that is the same everywhere says nothing
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))

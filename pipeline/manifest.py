@@ -91,6 +91,10 @@ class Manifest(BaseModel):
             if case.id in seen:
                 raise ValueError(f"case {case.id!r} stands twice: give every case an id of its own")
             seen.add(case.id)
+            if case.label and case.label.lower().endswith(labels.JPEG_SUFFIXES):
+                raise ValueError(
+                    f"case {case.id!r}: {case.label} is a JPEG, which changes label values; use PNG or TIFF"
+                )
         if self.folds():
             self._check_folds()
         return self

@@ -16,7 +16,8 @@ from monai.utils import CommonKeys
 
 from pipeline import dicom, seg
 from pipeline.errors import DataError, InputError, user_error
-from pipeline.loading import IMAGE_SUFFIXES, page_shapes, write_labels, write_probabilities
+from pipeline.labels import JPEG_SUFFIXES
+from pipeline.loading import IMAGE_SUFFIXES, is_image, page_shapes, write_labels, write_probabilities
 
 logger = logging.getLogger("pipeline.predict")
 
@@ -176,7 +177,7 @@ def find_jobs(source: Path, output_dir: Path, match: str | None = None) -> list[
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
     if source.is_file():
-        jobs = [Job(source, output_dir / source.name)]
+        jobs = [Job(source, output_dir / _label_name(Path(source.name)))]
     else:
         jobs = [Job(path, output_dir / name) for path, name in _inside(source, output_dir, match)]
     if not jobs:
@@ -201,7 +202,12 @@ def _inside(folder: Path, output_dir: Path, match: str | None) -> Iterator[tuple
             yield home, home.relative_to(folder).parent / f"{home.resolve().name}.dcm"
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if earlier in path.resolve().parents or not path.is_file() or path.suffix.lower() not in IMAGE_SUFFIXES:
+        if earlier in path.resolve().parents or not path.is_file() or not is_image(path):
             continue
         if match is None or name.match(match):
-            yield path, name
+            yield path, _label_name(name)
+
+
+def _label_name(name: Path) -> Path:
+    """Name of a file's label map: a JPEG would change its values, so it becomes a PNG."""
+    return name.with_suffix(".png") if name.suffix.lower() in JPEG_SUFFIXES else name

@@ -41,6 +41,8 @@ class Recipe(BaseModel):
         patient_id: regular expression that what `{patient}` found must match as a whole. Its group `patient`, else the
             whole match, is the patient, however it is spelt: case and punctuation do not count. Its group
             `study` is the study; other named groups become columns.
+        listed: text file, relative to the dataset's folder, whose lines begin with the name of a file without its
+            suffix; files that it does not name are left out. None: all that the patterns match.
         modality: one name per channel.
         spacing_mm: height and width of a pixel; None keeps what an earlier manifest says, or unknown.
         columns: a table to join.
@@ -60,6 +62,7 @@ class Recipe(BaseModel):
     patient: str | None = None
     patients_unknown: bool = False
     patient_id: str | None = None
+    listed: str | None = None
     modality: list[str] = []
     spacing_mm: list[float] | None = None
     columns: Columns | None = None
@@ -91,6 +94,21 @@ class Recipe(BaseModel):
         except re.error as error:
             raise ValueError(f"`patient_id` is no regular expression: {error}") from None
         return pattern
+
+    def listed_names(self, root: Path) -> set[str] | None:
+        """File names without suffix that `listed` names; None where there is no list.
+
+        Raises:
+            InputError: the list cannot be read.
+        """
+        if self.listed is None:
+            return None
+        path = root / self.listed
+        try:
+            lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not a readable list of files ({error})") from None
+        return {words[0] for words in lines if words and not words[0].startswith("#")}
 
     def label_values(self) -> dict[str, int]:
         """Declaration of raw values -> class index."""

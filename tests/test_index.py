@@ -138,6 +138,20 @@ def test_a_broken_file_is_named(phantom_dir, tmp_path):
         index_phantom(folder)
 
 
+def test_a_list_leaves_files_out_and_other_channels_are_refused(tmp_path):
+    for name, shape in (("a", (8, 8, 3)), ("b", (8, 8)), ("c", (8, 8, 3))):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / f"{name}.jpg")
+    (tmp_path / "._a.jpg").write_bytes(b"left by macOS")
+    everything = Recipe(name="x", image="{case}.jpg", patients_unknown=True)
+    with pytest.raises(InputError, match=r"^b\.jpg: 1 channels, a\.jpg has 3; convert one of the two, or leave it out"):
+        index(tmp_path, everything)
+    listed = everything.model_copy(update={"listed": "list.txt"})
+    with pytest.raises(InputError, match=r"list\.txt: not a readable list of files"):
+        index(tmp_path, listed)
+    (tmp_path / "list.txt").write_text("# name class\na 1 1 1\n\nc 2 1 1\n")
+    assert [case.id for case in index(tmp_path, listed).unassigned] == ["a", "c"]
+
+
 def test_another_dataset_is_not_overwritten(phantom_dir, phantom_manifest):
     with pytest.raises(InputError, match="is the manifest of 'phantom_em', not of 'other'"):
         index_phantom(phantom_dir, name="other", previous=phantom_manifest)

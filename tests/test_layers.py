@@ -29,7 +29,7 @@ FLOORS = [
     ["inferers"],
     ["loading", "recipe"],
     ["patients"],
-    ["index", "weights", "checkpoint"],
+    ["index", "weights", "checkpoint", "fetch"],
     ["split", "audit", "phantom", "tracking", "separation"],
     ["bundle", "predict", "evaluate", "patient_dice", "parent"],
     ["paired", "trials"],
@@ -41,7 +41,13 @@ FLOORS = [
 ]
 """From the cellar up; files of one floor do not know each other."""
 
-ONLY = {"pydicom": {"dicom", "seg"}, "highdicom": {"dicom", "seg"}, "monai.bundle": {"bundle"}, "mlflow": {"tracking"}}
+ONLY = {
+    "pydicom": {"dicom", "seg"},
+    "highdicom": {"dicom", "seg"},
+    "monai.bundle": {"bundle"},
+    "mlflow": {"tracking"},
+    "pooch": {"fetch"},
+}
 """Packages that are imported in one place."""
 
 FILES = {path.stem: path for path in (ROOT / "pipeline").glob("*.py") if path.stem != "__init__"}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import ExifTags, Image
 
 from pipeline.errors import DataError, InputError
 from pipeline.labels import to_class_indices
@@ -35,6 +35,35 @@ def test_colour_channels_come_first(tmp_path, planar):
     np.testing.assert_array_equal(read_page(tmp_path / "c.tif"), colours)
     Image.fromarray(np.ascontiguousarray(colours.transpose(1, 2, 0))).save(tmp_path / "c.png")
     np.testing.assert_array_equal(read_page(tmp_path / "c.png"), colours)
+
+
+def test_a_jpeg_is_grey_or_rgb_as_it_is_stored(tmp_path):
+    colours = np.zeros((8, 16, 3), np.uint8)
+    colours[:, 8:] = 240, 20, 40
+    camera = Image.Exif()
+    camera[ExifTags.Base.Orientation] = 6  # turn by 90 degrees to look at
+    Image.fromarray(colours).save(tmp_path / "a.jpg", exif=camera)
+    page = read_page(tmp_path / "a.jpg")
+    assert page.shape == (3, 8, 16)
+    assert page_shapes(tmp_path / "a.jpg") == [(8, 16)]
+    np.testing.assert_allclose(page[:, 4, 12], [240, 20, 40], atol=4)
+    Image.fromarray(colours[..., 0]).save(tmp_path / "b.jpeg")
+    assert read_page(tmp_path / "b.jpeg").shape == (1, 8, 16)
+
+
+def test_a_picture_of_another_kind_is_refused_by_name(tmp_path):
+    Image.new("CMYK", (16, 8)).save(tmp_path / "a.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg: mode 'CMYK' is not supported; save it as grey, RGB or RGBA"):
+        read_page(tmp_path / "a.jpg")
+
+
+def test_a_png_under_the_name_of_a_jpeg_has_no_transparency(tmp_path):
+    see_through = np.stack([RAMP, RAMP, RAMP, RAMP * 20], axis=-1)
+    Image.fromarray(see_through).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="is transparent in places"):
+        read_page(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(read_page(tmp_path / "a.jpg"), np.stack([RAMP] * 3))
 
 
 def test_sixteen_bits_survive(tmp_path):
@@ -109,7 +138,12 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
         ("a.tif", b"", r"a\.tif: cannot be decoded"),
         ("a.tif", b"not a tiff at all", r"a\.tif: cannot be decoded"),
         ("a.png", b"nor a png", r"a\.png: not a readable \.png file"),
-        ("a.jpg", b"", r"a\.jpg: not an image this reads; it reads \.tif, \.tiff, \.png and DICOM folders"),
+        ("a.jpg", b"\xff\xd8\xff", r"a\.jpg: not a readable \.jpg file"),
+        (
+            "a.gif",
+            b"",
+            r"a\.gif: not an image this reads; it reads \.tif, \.tiff, \.png, \.jpg, \.jpeg and DICOM folders",
+        ),
         (None, b"", r"a\.tif: no such file"),
     ],
 )

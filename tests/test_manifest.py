@@ -50,6 +50,10 @@ def test_monai_reads_it_as_it_is(phantom_manifest):
         ),
         (lambda m: m["label_values"].update({"white": 1}), "'white' is no raw value: write a number as 255"),
         (lambda m: m["labels"].update({"5": "x"}), "without a hole"),
+        (
+            lambda m: m["test"][0].update(label="a.JPG"),
+            "case '.*': a.JPG is a JPEG, which changes label values; use PNG or TIFF",
+        ),
         (lambda m: m["test"].append(m["training"][0]), "case '.*' stands twice"),
     ],
 )

@@ -54,6 +54,16 @@ def test_a_png_of_any_size_comes_back_at_its_size(checkpoint, tmp_path):
     assert read_page(tmp_path / "out/in.png").shape == (1, 37, 90)
 
 
+def test_the_label_map_of_a_jpeg_is_a_png(checkpoint, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (37, 90), np.uint8)).save(tmp_path / "in/a.JPG")
+    (tmp_path / "in/._a.JPG").write_bytes(b"left by macOS")
+    predict(tmp_path / "in", tmp_path / "out", checkpoint)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    assert set(np.unique(read_page(tmp_path / "out/a.png"))) <= {0, 1}
+    assert find_jobs(tmp_path / "in/a.JPG", tmp_path)[0].target == tmp_path / "a.png"
+
+
 def test_a_folder_goes_on_past_a_bad_file(phantom_dir, checkpoint, tmp_path):
     source = tmp_path / "in"
     source.mkdir()
