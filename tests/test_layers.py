@@ -30,7 +30,8 @@ FLOORS = [
     ["patients"],
     ["index", "weights", "checkpoint"],
     ["split", "audit", "phantom", "tracking", "separation"],
-    ["bundle", "predict", "evaluate", "patient_dice"],
+    ["bundle", "predict", "evaluate", "patient_dice", "preview"],
+    ["augmented"],
     ["cli"],
     ["__main__"],
 ]
