@@ -122,6 +122,30 @@ def run(bundle: Path, workflow: str, overrides: Mapping[str, Any], overlays: Seq
         monai_run(run_id=workflow, config_file=files, **settings)
 
 
+def components(
+    bundle: Path, workflow: str, overrides: Mapping[str, Any], keys: Sequence[str], overlays: Sequence[str] = ()
+) -> list[Any]:
+    """Items of a workflow's config, say `train#dataset`, made with what they refer to and nothing else.
+
+    A CacheDataset among that keeps nothing in memory: it prepares a case whenever it is asked for it.
+
+    Raises:
+        InputError: the workflow, an override or a key is unknown, or what an item itself says to its user.
+    """
+    files, settings = prepare(bundle, workflow, overrides, overlays)
+    parser = _parser(bundle, files)
+    parser.update(settings)
+    for key in keys:
+        if key not in parser:
+            raise InputError(f"{bundle.name} has no {key!r} for {workflow}")
+    with contextlib.chdir(bundle):
+        parser.resolve_macro_and_relative_ids()
+        for place, value in list(walk(_config(parser))):
+            if place.endswith("#_target_") and str(value).rpartition(".")[2] == "CacheDataset":
+                parser[place.replace("_target_", "cache_num")] = 0
+        return [parser.get_parsed_content(key) for key in keys]
+
+
 def command(bundle: Path, workflow: str, overrides: Mapping[str, Any], overlays: Sequence[str] = ()) -> str:
     """The shell command that does what `run` does."""
     files, settings = prepare(bundle, workflow, overrides, overlays)

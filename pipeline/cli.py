@@ -226,6 +226,36 @@ def audit(
 
 
 @app.command(context_settings=MORE)
+def preview(
+    context: typer.Context,
+    manifest: Annotated[Path, typer.Argument(help="Manifest, or one fold of it: manifest.json#2.")],
+    dataset_dir: Folder = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the pictures; default: beside the manifest.")] = None,
+    bundle: Annotated[str | None, typer.Option(help="Also show samples as this bundle augments them.")] = None,
+    overlay: Annotated[list[str] | None, typer.Option(help="Config laid over the bundle's; repeat.")] = None,
+    cases: Annotated[int, typer.Option(help="Cases on each sheet.")] = 12,
+    seed: Annotated[int | None, typer.Option(help="Of the choice of cases; with --bundle also its seed.")] = None,
+    channel: Annotated[str | None, typer.Option(help="Name or number of the channel to show.")] = None,
+) -> None:
+    """Draw images with their labels, to be looked at before a training; with --bundle, further words are overrides."""
+    from pipeline import bundle as bundles
+    from pipeline import preview as previews
+
+    overrides = _given({"seed": seed}, context)
+    if context.args and not bundle:
+        raise InputError(f"{context.args[0]} is no option of preview; overrides need a --bundle")
+    folder = output or previews.default_output(manifest)
+    shown: dict[str, Any] = {"seed": seed or 0, "channel": channel, "progress": _progress}
+    files = previews.contact_sheets(manifest, dataset_dir, folder, cases=cases, **shown)
+    if bundle:
+        home, layers = bundles.find(bundle), overlay or ()
+        arguments = (manifest, dataset_dir, folder, home)
+        files.append(previews.augmented_sheet(*arguments, overrides=overrides, overlays=layers, **shown))
+    for file in files:
+        _print(str(file))
+
+
+@app.command(context_settings=MORE)
 def run(
     context: typer.Context,
     bundle: Annotated[str, typer.Argument(help="Name under bundles/, or a path.")],

@@ -1,12 +1,13 @@
-"""Pictures of an image with its reference and a prediction: contours, errors, coloured cells."""
+"""Pictures of an image with its labels: contours, errors, coloured cells, heat; and captioned sheets of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
 REFERENCE_COLOUR = (0, 114, 178)
@@ -14,19 +15,101 @@ PREDICTION_COLOUR = (230, 159, 0)
 BOTH_COLOUR = (255, 255, 255)
 """Blue, orange and white of Okabe and Ito's palette: colour-blind people tell them apart."""
 
+CLASS_COLOURS = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (204, 121, 167),
+    (213, 94, 0),
+    (0, 114, 178),
+)
+"""Of class 1, 2, ...: the same palette, first what is seen on black and on white; an eighth class starts it again."""
+
 TINT = 0.55
 """Share of the colour where an image shines through."""
 
+FONT_SIZE = 13
+"""Pixels of a caption's letters."""
+
 CAPTION_HEIGHT = 18
-"""Pixels above each panel."""
+"""Pixels of each line above a panel."""
+
+GAP = 4
+"""White pixels between two panels."""
+
+
+def window(image: np.ndarray) -> tuple[float, float]:
+    """The 1st and 99th percentile of an image: what is drawn black and white, whatever the pixels' range."""
+    low, high = np.percentile(np.asarray(image, np.float32), (1, 99))
+    return float(low), float(high)
+
+
+def shown(image: np.ndarray, span: tuple[float, float] | None = None) -> np.ndarray:
+    """An image as a picture.
+
+    Args:
+        image: (1, H, W), drawn grey, or (3, H, W), drawn as red, green and blue; any range.
+        span: values drawn black and white; None: the image's own `window`.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    low, high = window(image) if span is None else span
+    scaled = np.clip((np.asarray(image, np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
+    return np.ascontiguousarray(np.broadcast_to(scaled.astype(np.uint8), (3, *image.shape[1:])).transpose(1, 2, 0))
 
 
 def grey(image: np.ndarray) -> np.ndarray:
     """(C, H, W) of any range -> (H, W, 3) uint8, the first channel between its 1st and 99th percentile."""
-    plane = np.asarray(image[0], np.float32)
-    low, high = np.percentile(plane, (1, 99))
-    scaled = np.clip((plane - low) / max(high - low, 1e-6), 0, 1) * 255
-    return np.repeat(scaled.astype(np.uint8)[..., None], 3, axis=2)
+    return shown(image[:1])
+
+
+def outlined(picture: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Draw the outline of every class but 0 on a picture, in its colour of `CLASS_COLOURS`.
+
+    The line is the outermost pixels of the class, and the pixel beyond them is darkened, so that it stands out from
+    bright tissue too.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        label: (H, W) class indices.
+
+    Returns:
+        (H, W, 3) uint8, another array.
+    """
+    canvas = picture.copy()
+    beyond = find_boundaries(label > 0, mode="outer") & (label == 0)
+    canvas[beyond] = canvas[beyond] // 2
+    for index in np.unique(label[label > 0]):
+        canvas[find_boundaries(label == index, mode="inner")] = class_colour(int(index))
+    return canvas
+
+
+def class_colour(index: int) -> tuple[int, int, int]:
+    """The colour in which a class from 1 on is outlined."""
+    return CLASS_COLOURS[(index - 1) % len(CLASS_COLOURS)]
+
+
+def heat(values: np.ndarray) -> np.ndarray:
+    """(H, W) of any range -> (H, W, 3) uint8: the least black, then red and yellow, the greatest white."""
+    share = (values - values.min()) / max(float(np.ptp(values)), 1e-6) * 3
+    return (np.clip(np.stack([share, share - 1, share - 2], axis=-1), 0, 1) * 255).astype(np.uint8)
+
+
+def fitted(picture: np.ndarray, side: int, *, smooth: bool = True) -> np.ndarray:
+    """A picture (H, W, 3) or a label map (H, W), uint8, in the size at which its longer side has `side` pixels.
+
+    Args:
+        picture: what to enlarge or to shrink.
+        side: in pixels.
+        smooth: mean over pixels, for a picture; False takes the nearest one, for a label map.
+    """
+    height, width = picture.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(picture).resize(size, method))
 
 
 def contours(image: np.ndarray, reference: np.ndarray | None, prediction: np.ndarray | None) -> np.ndarray:
@@ -87,23 +170,56 @@ def tinted(image: np.ndarray, masks: Mapping[tuple[int, int, int], np.ndarray]) 
     return canvas.astype(np.uint8)
 
 
-def panels(pictures: list[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Captioned (H, W, 3) pictures of one size side by side, 4 pixels apart."""
-    height, width = pictures[0][1].shape[:2]
-    sheet = Image.new("RGB", (len(pictures) * (width + 4) - 4, height + CAPTION_HEIGHT), "white")
+def captioned(picture: np.ndarray, *lines: str, width: int = 0) -> np.ndarray:
+    """Lines of text above an (H, W, 3) picture; a line that is too long loses its middle.
+
+    Args:
+        picture: what is below the text.
+        lines: one or more.
+        width: the result is at least so wide, in pixels.
+    """
+    height = CAPTION_HEIGHT * len(lines)
+    sheet = Image.new("RGB", (max(width, picture.shape[1]), height + picture.shape[0]), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, (caption, picture) in enumerate(pictures):
-        draw.text((column * (width + 4) + 2, 2), caption, fill="black")
-        sheet.paste(Image.fromarray(picture), (column * (width + 4), CAPTION_HEIGHT))
+    for number, line in enumerate(lines):
+        draw.text((2, number * CAPTION_HEIGHT + 1), _shortened(line, sheet.width - 4), fill="black", font=_font())
+    sheet.paste(Image.fromarray(picture), (0, height))
     return np.asarray(sheet)
 
 
-def stack_rows(rows: list[np.ndarray]) -> np.ndarray:
+def beside(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """(H, W, 3) pictures side by side, padded with white to one height."""
+    height = max(picture.shape[0] for picture in pictures)
+    padded = [_padded(picture, height, picture.shape[1] + GAP) for picture in pictures]
+    return np.concatenate(padded, axis=1)[:, :-GAP]
+
+
+def panels(pictures: list[tuple[str, np.ndarray]]) -> np.ndarray:
+    """Captioned (H, W, 3) pictures side by side."""
+    return beside([captioned(picture, caption) for caption, picture in pictures])
+
+
+def stack_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
     """(H, W, 3) pictures below each other, padded with white to one width."""
     width = max(row.shape[1] for row in rows)
-    return np.concatenate(
-        [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
-    )
+    return np.concatenate([_padded(row, row.shape[0] + GAP, width) for row in rows])
+
+
+def legend(names: Mapping[int, str], width: int) -> np.ndarray:
+    """Coloured squares with the names of classes: class index from 1 on -> name, to (H, width, 3) uint8."""
+    side, places, left, line = FONT_SIZE, {}, 2, 0
+    for index, name in names.items():
+        needed = side + 6 + round(_font().getlength(name)) + 16
+        if left > 2 and left + needed > width:
+            left, line = 2, line + 1
+        places[index] = (left, line * CAPTION_HEIGHT)
+        left += needed
+    sheet = Image.new("RGB", (width, (line + 1) * CAPTION_HEIGHT), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (x, y) in places.items():
+        draw.rectangle((x, y + 2, x + side, y + 2 + side), fill=class_colour(index), outline="black")
+        draw.text((x + side + 6, y + 1), names[index], fill="black", font=_font())
+    return np.asarray(sheet)
 
 
 def comparison(image: np.ndarray, reference: np.ndarray, prediction: np.ndarray, title: str) -> np.ndarray:
@@ -121,3 +237,23 @@ def save(picture: np.ndarray, path: Path) -> None:
     """Write an (H, W, 3) uint8 picture as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(picture).save(path)
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(FONT_SIZE)
+
+
+def _shortened(line: str, width: int) -> str:
+    """The line, or as much of its start and its end as fits: ids differ at the end, names at the start."""
+    keep = len(line)
+    shortened = line
+    while keep > 1 and _font().getlength(shortened) > width:
+        keep -= 1
+        shortened = line[: keep // 2] + "\N{HORIZONTAL ELLIPSIS}" + line[len(line) - (keep - keep // 2) :]
+    return shortened
+
+
+def _padded(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    below, right = height - picture.shape[0], width - picture.shape[1]
+    return np.pad(picture, ((0, below), (0, right), (0, 0)), constant_values=255)

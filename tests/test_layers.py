@@ -36,6 +36,8 @@ FLOORS = [
     ["children"],
     ["compare"],
     ["cli_compare"],
+    ["bundle", "predict", "evaluate", "patient_dice", "preview"],
+    ["augmented"],
     ["cli"],
     ["__main__"],
 ]
