@@ -250,7 +250,10 @@ def test_the_command_deals_folds_and_an_audit_takes_one(folded, phantom_dir, ove
     assert [line.split() for line in output.splitlines()] == [
         ["partition", "cases", "patients"],
         *(["fold", str(fold), "3", "1"] for fold in range(1, 5)),
-        [*["12", "cases", "dealt", "by", "patient;", "every", "earlier", "one", "kept", "its", "fold", "->"], str(path)],
+        [
+            *["12", "cases", "dealt", "by", "patient;", "every", "earlier", "one", "kept", "its", "fold", "->"],
+            str(path),
+        ],
     ]
     for name in (path, f"{path}#2"):
         code, output = overtile("audit", name, "--dataset-dir", phantom_dir)
