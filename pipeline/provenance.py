@@ -61,8 +61,8 @@ def training_record(manifest: Manifest) -> dict[str, Any]:
 def refuse_overlap(record: Mapping[str, Any] | None, manifest: Manifest, partition: str) -> dict[str, str]:
     """Refuse to score weights on cases that shaped them; say what is known about the others.
 
-    Pixels are compared in any case. Patients are recognised inside one site's key only, and not where both splits
-    go by section, which divides a patient by declaration.
+    Pixels are compared in any case. Patients are recognised inside one site's key only, and left where both splits go
+    by section, which divides a patient by declaration.
 
     Args:
         record: from `training_record`, as `pipeline.checkpoint.training_of` reads it; None where there is none.
@@ -78,8 +78,9 @@ def refuse_overlap(record: Mapping[str, Any] | None, manifest: Manifest, partiti
     cases = manifest.partition(partition)
     if record is None or not record.keys() >= SEEN.keys():
         return _texts(UNSAID, UNSAID)
+    compare_patients = _comparable(record, manifest) and _splits(record, manifest) != {"section"}
     for name in ("training",) if partition == "validation" else SEEN:
-        seen = _seen(cases, record, name, compare_patients=_compares_patients(record, manifest))
+        seen = _seen(cases, record, name, compare_patients=compare_patients)
         if seen:
             raise DataError(_refusal(seen, record, name, partition, len(cases)))
     return _texts(_patients_text(cases, record, manifest), _pixels_text(cases, record))
@@ -108,10 +109,14 @@ def _pixels(case: Case) -> str:
     return (case.pixels or "")[:LENGTH]
 
 
-def _compares_patients(record: Mapping[str, Any], manifest: Manifest) -> bool:
-    """Whether equal names are a leak: of one key, of patients, and not divided by declaration."""
-    splits = {record["split_by"], _split_by(manifest)}
-    return record["key"] == manifest.pseudonyms and splits <= {*WITH_PATIENTS} and splits != {"section"}
+def _splits(record: Mapping[str, Any], manifest: Manifest) -> set[str]:
+    return {record["split_by"], _split_by(manifest)}
+
+
+def _comparable(record: Mapping[str, Any], manifest: Manifest) -> bool:
+    """Whether equal pseudonyms mean one patient: not where they name images, nor where they are of two keys."""
+    keys = {record["key"], manifest.pseudonyms} - {None}
+    return len(keys) < 2 and _splits(record, manifest) <= {*WITH_PATIENTS}
 
 
 def _seen(cases: Sequence[Case], record: Mapping[str, Any], name: str, *, compare_patients: bool) -> dict[str, str]:
@@ -137,11 +142,12 @@ def _refusal(seen: Mapping[str, str], record: Mapping[str, Any], name: str, part
 
 
 def _patients_text(cases: Sequence[Case], record: Mapping[str, Any], manifest: Manifest) -> str:
-    if not {record["split_by"], _split_by(manifest)} <= {*WITH_PATIENTS}:
+    """What is known after no case was refused: equal patients are left where a split by section declares them."""
+    if not _splits(record, manifest) <= {*WITH_PATIENTS}:
         return NO_PATIENTS
-    if manifest.pseudonyms is None or record["key"] != manifest.pseudonyms:
-        return UNKNOWN
-    return DIVIDED if any(_patient(case) in record["training"]["patients"] for case in cases) else NONE
+    if _comparable(record, manifest) and any(_patient(case) in record["training"]["patients"] for case in cases):
+        return DIVIDED
+    return NONE if manifest.pseudonyms and record["key"] == manifest.pseudonyms else UNKNOWN
 
 
 def _pixels_text(cases: Sequence[Case], record: Mapping[str, Any]) -> str:

@@ -47,7 +47,7 @@ WEIGHTS = training_record(site("a1 a2 b3", "c4", "d5"))
         (site(validation="a6"), "validation", "take them out of `validation`"),
         (site(test="c6"), "test", r"in the validation partition of this checkpoint, which chose its epoch: case-c6"),
         (site(test="f1", key=ELSEWHERE), "test", r"case-f1 \(its pixels\)"),
-        (site(test="a6", key=PUBLIC), "test", None),
+        (site(test="a6", key=None), "test", r"case-a6 \(its patient\)"),  # a manifest that does not say its key
         (site(test="a6", key=ELSEWHERE), "test", None),
         (site("a1 a2 b3", "c4", "d5"), "test", None),
         (site("a1 a2 b3", "c4", "d5"), "validation", None),
@@ -97,6 +97,16 @@ def test_sections_of_one_patient_are_told_by_their_pixels():
         refuse_overlap(weights, site(test="b1", by="section"), "test")
     with pytest.raises(DataError, match=r"case-a2 \(its patient\)"):
         refuse_overlap(weights, site(test="a2"), "test")  # here nobody declared that sections are divided
+
+
+def test_a_fold_is_not_scored_with_the_weights_of_another():
+    rows = [case | {"fold": number + 1} for number, case in enumerate(cases("a1 b2 c3 d4"))]
+    record = {"by": "patient", "folds": 4, "seed": 1, "validation": 0.3}
+    folds = Manifest(name="x", modality={"0": "EM"}, pseudonyms=HERE, split=record, unassigned=rows)
+    weights = training_record(manifests.one_fold(folds, 2))
+    assert refuse_overlap(weights, manifests.one_fold(folds, 2), "test")["overlap_with_training_patients"] == "none"
+    with pytest.raises(DataError, match=r"1 of 1 cases to score were in the \w+ partition of this checkpoint"):
+        refuse_overlap(weights, manifests.one_fold(folds, 1), "test")
 
 
 def test_a_case_without_a_digest_of_its_pixels_is_not_taken_for_another():
