@@ -232,6 +232,12 @@ def fold_of(case: Case) -> int | None:
     return (case.model_extra or {}).get(FOLD)
 
 
+def unit_name(manifest: Manifest) -> str:
+    """What `case.patient` is, and what no split divides: "cluster" or "image" where the manifest says so."""
+    by = (manifest.split or {}).get("by")
+    return by if by in ("cluster", "image") else "patient"
+
+
 def require_partitions(manifest: Manifest, path: str | Path) -> None:
     """Say what to give instead, where partitions are wanted of a manifest that is split into folds.
 
