@@ -238,19 +238,19 @@ def preview(
     channel: Annotated[str | None, typer.Option(help="Name or number of the channel to show.")] = None,
 ) -> None:
     """Draw images with their labels, to be looked at before a training; with --bundle, further words are overrides."""
-    from pipeline import bundle as bundles
     from pipeline import preview as previews
+    from pipeline.augmented import augmented_sheet
+    from pipeline.bundle import find
 
     overrides = _given({"seed": seed}, context)
     if context.args and not bundle:
-        raise InputError(f"{context.args[0]} is no option of preview; overrides need a --bundle")
-    folder = output or previews.default_output(manifest)
-    shown: dict[str, Any] = {"seed": seed or 0, "channel": channel, "progress": _progress}
-    files = previews.contact_sheets(manifest, dataset_dir, folder, cases=cases, **shown)
-    if bundle:
-        home, layers = bundles.find(bundle), overlay or ()
-        arguments = (manifest, dataset_dir, folder, home)
-        files.append(previews.augmented_sheet(*arguments, overrides=overrides, overlays=layers, **shown))
+        raise InputError(f"{context.args[0]} is no option of preview; overrides go with --bundle")
+    home = find(bundle) if bundle else None
+    places = (manifest, dataset_dir, output or previews.default_output(manifest))
+    chosen: dict[str, Any] = {"seed": seed or 0, "channel": channel, "progress": _progress}
+    files = previews.contact_sheets(*places, cases=cases, **chosen)
+    if home:
+        files.append(augmented_sheet(*places, home, overrides=overrides, overlays=overlay or (), **chosen))
     for file in files:
         _print(str(file))
 

@@ -29,6 +29,9 @@ CLASS_COLOURS = (
 TINT = 0.55
 """Share of the colour where an image shines through."""
 
+NOTHING = 1e-3
+"""Share of the greatest value within which values are the same in `heat`: interpolation makes 1.0000001 of 1."""
+
 FONT_SIZE = 13
 """Pixels of a caption's letters."""
 
@@ -91,9 +94,9 @@ def class_colour(index: int) -> tuple[int, int, int]:
     return CLASS_COLOURS[(index - 1) % len(CLASS_COLOURS)]
 
 
-def heat(values: np.ndarray) -> np.ndarray:
-    """(H, W) of any range -> (H, W, 3) uint8: the least black, then red and yellow, the greatest white."""
-    share = (values - values.min()) / max(float(np.ptp(values)), 1e-6) * 3
+def heat(values: np.ndarray, least: float, most: float) -> np.ndarray:
+    """(H, W) -> (H, W, 3) uint8: `least` and below black, then red and yellow, `most` and above white."""
+    share = (values - least) / (max(most - least, NOTHING * abs(most)) or 1) * 3
     return (np.clip(np.stack([share, share - 1, share - 2], axis=-1), 0, 1) * 255).astype(np.uint8)
 
 

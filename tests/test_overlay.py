@@ -3,14 +3,24 @@ import numpy as np
 from pipeline.overlay import (
     BOTH_COLOUR,
     CAPTION_HEIGHT,
+    CLASS_COLOURS,
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
     TINT,
+    beside,
+    captioned,
     cells,
+    class_colour,
     comparison,
     contours,
     errors,
+    fitted,
     grey,
+    heat,
+    legend,
+    outlined,
+    shown,
+    stack_rows,
     tinted,
 )
 
@@ -66,3 +76,67 @@ def test_masks_tint_an_image_only_where_they_are():
     picture = tinted(np.zeros((1, 12, 12)), masks)
     np.testing.assert_array_equal(picture.any(axis=2), REFERENCE == 1)
     assert tuple(picture[REFERENCE == 1][0]) == tuple(int(TINT * value) for value in REFERENCE_COLOUR)
+
+
+def test_three_channels_are_colours_in_one_window():
+    image = np.zeros((3, 2, 2))
+    image[0] = 1000
+    image[1] = 500
+    assert shown(image, (0, 1000))[0, 0].tolist() == [255, 127, 0]
+    assert shown(image[1:2], (0, 1000))[0, 0].tolist() == [127, 127, 127]
+    assert shown(image[1:2] - 1500, (-1000, 0))[0, 0].tolist() == [0, 0, 0]
+
+
+def test_classes_are_outlined_in_their_colours_with_a_dark_rim():
+    label = np.zeros((12, 12), np.uint8)
+    label[2:6, 2:10] = 1
+    label[6:10, 2:10] = 2
+    picture = outlined(np.full((12, 12, 3), 200, np.uint8), label)
+    assert tuple(picture[2, 5]) == tuple(picture[5, 5]) == CLASS_COLOURS[0]
+    assert tuple(picture[6, 5]) == tuple(picture[9, 5]) == CLASS_COLOURS[1]
+    assert picture[4, 5].tolist() == [200, 200, 200]
+    assert picture[1, 5].tolist() == [100, 100, 100]
+    assert picture[0, 0].tolist() == [200, 200, 200]
+
+
+def test_an_eighth_class_has_the_first_colour_again():
+    assert class_colour(8) == class_colour(1) == CLASS_COLOURS[0]
+
+
+def test_heat_goes_from_black_to_white_and_ignores_rounding():
+    assert heat(np.array([[1.0, 4.0, 7.0, 10.0]]), 1, 10).tolist() == [
+        [[0, 0, 0], [255, 0, 0], [255, 255, 0], [255] * 3]
+    ]
+    assert heat(np.array([[1.0, 1.0 + 1e-6]]), 1, 1 + 1e-6).max() == 0
+    assert heat(np.zeros((1, 1)), 0, 0).max() == 0
+
+
+def test_pictures_are_fitted_by_their_longer_side_and_labels_keep_their_values():
+    label = np.array([[0, 7], [7, 0]], np.uint8)
+    np.testing.assert_array_equal(fitted(label, 6, smooth=False), label.repeat(3, 0).repeat(3, 1))
+    assert fitted(np.zeros((2000, 1000, 3), np.uint8), 256).shape == (256, 128, 3)
+    assert fitted(np.zeros((4000, 3, 3), np.uint8), 256).shape == (256, 1, 3)
+
+
+def test_a_long_caption_stays_above_its_picture_and_keeps_both_ends():
+    black = np.zeros((4, 100, 3), np.uint8)
+    sheet = captioned(black, "patient-1_" * 20 + "17", "x")
+    assert sheet.shape == (4 + 2 * CAPTION_HEIGHT, 100, 3)
+    np.testing.assert_array_equal(sheet[:CAPTION_HEIGHT, :16], captioned(black, "patient-1")[:CAPTION_HEIGHT, :16])
+    ends = [captioned(black, "patient-1_" * 20 + end)[:CAPTION_HEIGHT] for end in ("17", "18")]
+    assert (ends[0] != ends[1]).any()
+
+
+def test_pictures_of_several_sizes_are_padded_with_white():
+    row = beside([np.zeros((4, 6, 3), np.uint8), np.zeros((8, 6, 3), np.uint8)])
+    assert row.shape == (8, 16, 3)
+    assert row[7, 0].tolist() == [255] * 3
+    assert stack_rows([row, row[:, :5]]).shape == (24, 16, 3)
+
+
+def test_the_legend_has_every_colour_and_breaks_its_line():
+    names = {1: "left", 2: "right"}
+    line = legend(names, 300)
+    assert line.shape == (CAPTION_HEIGHT, 300, 3)
+    assert {class_colour(1), class_colour(2)} <= set(map(tuple, line.reshape(-1, 3).tolist()))
+    assert legend(names, 60).shape == (2 * CAPTION_HEIGHT, 60, 3)
