@@ -26,7 +26,7 @@ from pipeline.errors import InputError
 BASES = {"training": "train.yaml", "evaluating": "evaluate.yaml", "predicting": "inference.yaml"}
 """The workflows of a bundle, and the config that defines each."""
 
-PATH_KEYS = ("manifest", "dataset_dir", "output_dir", "checkpoint", "source")
+PATH_KEYS = ("manifest", "dataset_dir", "output_dir", "checkpoint", "encoder_weights", "source")
 """Top-level keys that hold a path; the caller's relative paths are meant from the caller's folder."""
 
 COUNTS = (

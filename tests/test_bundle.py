@@ -218,6 +218,8 @@ def test_relative_paths_are_the_callers(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     _, settings = bundle.prepare(bundle.find(EM), "training", {"manifest": "data/m.json"}, ())
     assert settings["manifest"] == str(tmp_path / "data/m.json")
+    _, settings = bundle.prepare(bundle.find("nuclei_segmentation"), "training", {"encoder_weights": "w.pth"}, ())
+    assert settings["encoder_weights"] == str(tmp_path / "w.pth")
 
 
 def test_the_printed_command_runs_the_same_in_monai(phantom_manifest, tmp_path):

@@ -51,9 +51,9 @@ def resnet18(in_channels=3):
     return ResNetUNet("resnet18", 2, in_channels, 2).eval()
 
 
-def shapes(encoder, dims):
+def shapes(encoder, dims=2, in_channels=3):
     with torch.device("meta"):
-        return ResNetUNet(encoder, dims, 3, 2)
+        return ResNetUNet(encoder, dims, in_channels, 2)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)
@@ -106,7 +106,7 @@ def test_weights_come_from_a_file(tmp_path, published, wrap, prefix):
 def test_files_of_old_pytorch_do_not_count_batches(tmp_path, published):
     weights = {k: v for k, v in published.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(weights, tmp_path / "w.pth")
-    loaded = with_encoder_weights(resnet18(), str(tmp_path / "w.pth")).encoder.state_dict()
+    loaded = with_encoder_weights(shapes("resnet18"), str(tmp_path / "w.pth")).encoder.state_dict()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights if not name.startswith("fc."))
 
 
@@ -131,13 +131,13 @@ def test_files_that_do_not_fit_are_refused_in_a_sentence(tmp_path, published):
     torch.save({"epoch": 3}, number)
     refused = [
         (network(spatial_dims=2, in_channels=3, out_channels=2, **KEYWORDS), file, "give `encoder` too"),
-        (resnet18(), str(tmp_path / "none.pth"), "no such file"),
-        (resnet18(), text, "not a file of weights"),
-        (resnet18(), number, "holds no weights by name"),
-        (resnet18(in_channels=2), file, r"its conv1.weight is \(64, 3, 7, 7\), \(64, 2, 7, 7\) is needed"),
-        (shapes("resnet34", 2), file, r"not the weights of a resnet34 .* layer1.2.bn1.bias is missing"),
-        (shapes("resnet50", 2), file, "not the weights of a resnet50"),
-        (shapes("resnet18", 3), file, r"\(64, 3, 7, 7, 7\) is needed"),
+        (shapes("resnet18"), str(tmp_path / "none.pth"), "no such file"),
+        (shapes("resnet18"), text, "not a file of weights"),
+        (shapes("resnet18"), number, "holds no weights by name"),
+        (shapes("resnet18", in_channels=2), file, r"its conv1.weight is \(64, 3, 7, 7\), \(64, 2, 7, 7\) is needed"),
+        (shapes("resnet34"), file, r"not the weights of a resnet34 .* layer1.2.bn1.bias is missing"),
+        (shapes("resnet50"), file, "not the weights of a resnet50"),
+        (shapes("resnet18", dims=3), file, r"\(64, 3, 7, 7, 7\) is needed"),
     ]
     for net, path, sentence in refused:
         with pytest.raises(InputError, match=sentence):
