@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type
-from scipy.ndimage import distance_transform_edt, find_objects, maximum_filter, minimum_filter
+from scipy.ndimage import distance_transform_edt, find_objects
 from skimage.measure import label as connected_components
 
 from pipeline.errors import DataError
+from pipeline.instances import touching
 from pipeline.labels import to_class_indices
 from pipeline.loading import read_page
 from pipeline.manifest import read, require_partitions
@@ -71,28 +72,6 @@ def instances_of(label: np.ndarray, *, cells: int) -> np.ndarray:
         Integers 1, 2, ... in the cells and 0 elsewhere, the shape of `label`.
     """
     return np.asarray(connected_components(label == cells, connectivity=1))
-
-
-def touching(instances: np.ndarray) -> np.ndarray:
-    """Where instances touch: pixels of one that have a pixel of another beside them, corners included.
-
-    Both sides of a contact are found, so what is left after cutting them out is two pixels apart or more; an instance
-    that touches others with every one of its pixels is found as a whole.
-
-    Args:
-        instances: (H, W) or (X, Y, Z) integers, 0 for the background.
-
-    Returns:
-        bool, the shape of `instances`.
-
-    Example:
-        >>> touching(np.array([[1, 1, 2, 2, 0, 3]]))
-        array([[False,  True,  True, False, False, False]])
-    """
-    numbers = _renumbered(instances)
-    most = maximum_filter(numbers, size=3, mode="nearest")
-    least = minimum_filter(np.where(numbers > 0, numbers, np.iinfo(numbers.dtype).max), size=3, mode="nearest")
-    return np.asarray((numbers > 0) & ((most != numbers) | (least != numbers)))
 
 
 def class_weights(counts: Sequence[int]) -> list[float]:

@@ -20,7 +20,6 @@ from pipeline.weights import (
     border_weights,
     class_weights,
     instances_of,
-    touching,
     training_class_weights,
 )
 from tests.conftest import ROOT, edited
@@ -268,22 +267,6 @@ def test_label_and_weight_join_into_the_target_of_the_loss():
 def test_500_cells_take_less_than_a_second(capsys):
     assert runpy.run_path(str(ROOT / "tests/benchmarks/weights.py"))["main"]() == 0
     assert "weights: 512 x 512, 500 cells: " in capsys.readouterr().out
-
-
-def test_touching_by_hand():
-    instances = np.array([[1, 1, 0, 3], [1, 1, 2, 2], [0, 0, 2, 2]])
-    expected = np.array([[0, 1, 0, 1], [0, 1, 1, 1], [0, 0, 1, 0]], bool)
-    np.testing.assert_array_equal(touching(instances), expected)
-    np.testing.assert_array_equal(touching(np.where(instances == 2, 2**40, instances)), expected)
-    for nothing in (np.zeros((3, 4), int), np.ones((3, 4), int), np.array([[1, 0, 2]])):
-        assert not touching(nothing).any()
-
-
-def test_what_is_left_of_touching_instances_touches_no_more():
-    instances = discs((60, 70), 30, 12, seed=0)
-    seam = touching(instances)
-    assert seam.any()
-    assert not touching(np.where(seam, 0, instances)).any()
 
 
 def test_the_border_weight_is_highest_on_the_seam_of_touching_instances():
