@@ -56,6 +56,31 @@ def dice_empty_scored(counts: np.ndarray) -> np.ndarray:
     return np.where(size > 0, 2 * counts[..., TP] / np.maximum(size, 1), 1.0)
 
 
+def iou(counts: np.ndarray) -> np.ndarray:
+    """Intersection over union TP / (TP + FP + FN) of every class; NaN where the reference is empty, as for `dice`.
+
+    Args:
+        counts: (..., 3) from `overlap_counts`.
+
+    Returns:
+        (...) float64.
+    """
+    tp, fp, fn = (counts[..., column] for column in (TP, FP, FN))
+    return np.where(tp + fn > 0, tp / np.maximum(tp + fp + fn, 1), np.nan)
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    """Mean IoU (mIoU) over all classes that the reference has, the background included, as Pascal VOC counts them.
+
+    Everingham et al., Int. J. Comput. Vis. 111, 2015, doi 10.1007/s11263-014-0733-5. A false positive of a class that
+    the reference lacks lowers it through the class that it was taken for.
+
+    Args:
+        counts: (classes, 3) from `overlap_counts`.
+    """
+    return float(np.nanmean(iou(counts)))
+
+
 def pixel_error(counts: np.ndarray) -> float:
     """Share of pixels with the wrong class: every one is a false negative of one class.
 

@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
-from sklearn.metrics import confusion_matrix, f1_score
+from sklearn.metrics import confusion_matrix, f1_score, jaccard_score
 
-from pipeline.metrics import bootstrap_interval, dice, dice_empty_scored, overlap_counts, pixel_error, pooled
+from pipeline.metrics import (
+    bootstrap_interval,
+    dice,
+    dice_empty_scored,
+    iou,
+    mean_iou,
+    overlap_counts,
+    pixel_error,
+    pooled,
+)
 
 REFERENCE = np.array([0, 0, 1, 1, 1, 2])
 PREDICTION = np.array([0, 1, 1, 1, 0, 0])
@@ -20,6 +29,20 @@ def test_dice_is_the_f1_of_scikit_learn():
     np.testing.assert_allclose(dice(counts), f1_score(reference.ravel(), prediction.ravel(), average=None))
     table = confusion_matrix(reference.ravel(), prediction.ravel())
     assert pixel_error(counts) == pytest.approx(1 - table.trace() / table.sum())
+
+
+def test_iou_is_the_jaccard_score_of_scikit_learn():
+    rng = np.random.default_rng(1)
+    prediction, reference = rng.integers(0, 4, (2, 20, 30))
+    counts = overlap_counts(prediction, reference, 4)
+    np.testing.assert_allclose(iou(counts), jaccard_score(reference.ravel(), prediction.ravel(), average=None))
+    assert mean_iou(counts) == pytest.approx(jaccard_score(reference.ravel(), prediction.ravel(), average="macro"))
+
+
+def test_mean_iou_counts_the_background_and_leaves_out_what_the_reference_lacks():
+    counts = overlap_counts(np.array([0, 0, 0, 2]), np.array([0, 0, 1, 0]), 3)
+    np.testing.assert_array_equal(iou(counts), [2 / 4, 0, np.nan])
+    assert mean_iou(counts) == (0.5 + 0) / 2
 
 
 def test_an_empty_reference_in_both_conventions():
