@@ -328,9 +328,13 @@ def evaluate(
     table = json.loads((output / "evaluation.json").read_text())
     _print_scores(table)
     _print(f"Every case: {output / 'evaluation.json'}")
-    for what, name in (("The worst ones", "worst.png"), ("The worst separation", "worst_separation.png")):
+    for what, name in (
+        ("ones", "worst.png"),
+        ("separation", "worst_separation.png"),
+        ("objects", "worst_instances.png"),
+    ):
         if (output / name).exists():
-            _print(f"{what}: {output / name}")
+            _print(f"The worst {what}: {output / name}")
 
 
 @app.command(context_settings=MORE)
@@ -463,15 +467,16 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 
 def _print_scores(table: dict[str, Any]) -> None:
     """The table per patient, and how well cells are separated."""
-    from pipeline import provenance, tables
-    from pipeline.separation import lines
+    from pipeline import instance_scores, provenance, separation, tables
 
     checkpoint = table["checkpoint_sha256"][:12]
     _print(f"\n{table['partition']} partition of {table['manifest']}, checkpoint {checkpoint}")
     console.print(tables.scores(table))
-    _print(provenance.sentence(table))
+    _print("\n".join([*tables.notes(table), provenance.sentence(table)]))
     if "separation" in table:
-        _print("\n" + "\n".join(lines(table["separation"])))
+        _print("\n" + "\n".join(separation.lines(table["separation"])))
+    if "instances" in table:
+        _print("\n" + "\n".join(instance_scores.lines(table["instances"])))
 
 
 if __name__ == "__main__":

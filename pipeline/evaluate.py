@@ -1,10 +1,10 @@
-"""Predictions against references: a table per case and per patient, beside Otsu's threshold; and separated cells."""
+"""Predictions against references: a table per case and per patient, beside Otsu's threshold; pictures of the worst."""
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from skimage.filters import threshold_otsu
 
-from pipeline import overlay
+from pipeline import instance_scores, overlay
 from pipeline.atomic import atomic
 from pipeline.checkpoint import training_of
 from pipeline.errors import InputError
 from pipeline.index import file_digest
-from pipeline.manifest import read
-from pipeline.metrics import dice, dice_empty_scored, overlap_counts, pixel_error, pooled
+from pipeline.manifest import read, unit_name
+from pipeline.metrics import dice_empty_scored, overlap_counts, pixel_error
+from pipeline.patient_table import tabulate
 from pipeline.provenance import refuse_overlap
-from pipeline.separation import Separation, threshold_of
+from pipeline.scoring import Scored, Scorer
+from pipeline.tables import MEASURES
 from pipeline.tracking import cases_of, classes
 
 BASELINE = "otsu"
@@ -31,19 +33,21 @@ NETWORK = "network"
 WORST = 3
 """Cases that the overlay shows: those with the lowest Dice."""
 
-PROBABILITIES = "probabilities"
-"""What the postprocessing leaves beside the prediction: (classes, H, W), or (1, H, W) of class 1."""
+PROBABILITIES, INSTANCES = "probabilities", "instances"
+"""What the postprocessing leaves beside the prediction: (classes, H, W), or (1, H, W) of class 1; and the reference's
+objects that a case may be loaded with, (1, H, W)."""
 
-TABLE, OVERLAY, CELLS = "evaluation.json", "worst.png", "worst_separation.png"
+TABLE, OVERLAY, PICTURES = "evaluation.json", "worst.png", "worst*.png"
 """The files of an evaluation; a picture that this evaluation does not make is removed, since it is of another one."""
 
 
 class CaseTable:
     """A handler of the evaluation engine: scores every case, and writes a table and pictures at its end.
 
-    `evaluation.json` is the table, `worst.png` shows the lowest Dice and `worst_separation.png` the lowest V_Rand. An
-    earlier evaluation of the same partition is replaced; one of another partition is refused before the engine starts,
-    and so are cases that the checkpoint was trained on.
+    `evaluation.json` is the table (see `pipeline.patient_table.tabulate`), `worst.png` shows the lowest Dice of single
+    cases, where a false positive on a case without the class is a Dice of 0. An earlier evaluation of the same
+    partition is replaced; one of another partition is refused before the engine starts, and so are cases that the
+    checkpoint was trained on.
 
     Args:
         output_dir: where the files go.
@@ -53,9 +57,9 @@ class CaseTable:
         checkpoint: whose SHA-256 the table records.
         otsu_foreground: `dark` or `bright`: also score Otsu's threshold of the first channel, whose foreground
             is on this side; None: do not. For two classes only.
-        membrane: class that separates cells, whose probability is scored as `pipeline.segments` says; None: do not.
-        threshold: of that probability: a number, or the evaluation.json of the validation that chose it; None: choose
-            it if this is the validation partition, else take 0.5.
+        measures: what is printed and recorded of the table, of `pipeline.tables.MEASURES`; all of them are in the file.
+        overlay_channel: of the image, from 0: the one that the pictures show.
+        scorers: of more than overlap, say `pipeline.separation.Separation`.
     """
 
     def __init__(
@@ -67,24 +71,27 @@ class CaseTable:
         partition: str,
         checkpoint: str,
         otsu_foreground: str | None = None,
-        membrane: str | None = None,
-        threshold: float | str | None = None,
+        measures: Sequence[str] = ("dice", "pixel_error"),
+        overlay_channel: int = 0,
+        scorers: Sequence[Scorer] = (),
     ) -> None:
         if otsu_foreground not in (None, "dark", "bright"):
             raise InputError(f"`otsu_foreground` must be dark, bright or null, got {otsu_foreground!r}")
         if otsu_foreground and len(class_names) != 2:
             raise InputError(f"Otsu's threshold separates 2 classes, this bundle has {len(class_names)}")
+        if strange := [measure for measure in measures if measure not in MEASURES]:
+            raise InputError(f"`measures` are of {', '.join(MEASURES)}, got {', '.join(map(str, strange))}")
         self.output_dir = Path(output_dir)
         self.class_names = list(class_names)
         self.manifest = manifest
         self.partition = partition
         self.checkpoint = checkpoint
         self.otsu_foreground = otsu_foreground
-        self.membrane = membrane
-        self.threshold = threshold
-        self.separation: Separation | None = None
+        self.measures = list(measures)
+        self.overlay_channel = overlay_channel
+        self.scorers = list(scorers)
         self.rows: list[dict[str, Any]] = []
-        self.pictures: list[tuple[float, np.ndarray]] = []
+        self.worst: list[tuple[tuple[float, float], Scored]] = []
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine; stands before the tracking handler, so that what is refused makes no run."""
@@ -95,54 +102,117 @@ class CaseTable:
     def _start(self, _: Engine) -> None:
         refuse_another_partition(self.output_dir, self.partition)
         manifest = read(self.manifest)
+        self.spacing_mm, self.unit = manifest.spacing_mm, unit_name(manifest)
         self.about = {
             "partition": self.partition,
             "manifest": manifest.name,
             "manifest_sha256": manifest.digest(),
             **manifest.split_digests(),
             "checkpoint_sha256": file_digest(Path(self.checkpoint)),
+            "measures": self.measures,
         }
         self.about |= refuse_overlap(training_of(self.checkpoint), manifest, self.partition)
-        if self.membrane is not None:
-            threshold = threshold_of(self.threshold, self.partition, self.about)
-            self.separation = Separation(self.class_names, membrane=self.membrane, threshold=threshold)
+        for scorer in self.scorers:
+            scorer.start(self.about | {"unit": self.unit})
 
     def _count(self, engine: Engine) -> None:
         for item, output in cases_of(engine):
-            image = output[CommonKeys.IMAGE].detach().float().cpu().numpy()
-            label = output[CommonKeys.LABEL].detach().cpu().numpy()
-            prediction = output[CommonKeys.PRED].detach().cpu().numpy()
-            reference, found = classes(label), classes(prediction)
-            counts = {NETWORK: overlap_counts(found, reference, len(self.class_names))}
+            image = _array(output[CommonKeys.IMAGE], np.float32)
+            case = Scored(
+                item["id"],
+                item["patient"],
+                overlay.channel(image, self.overlay_channel),
+                classes(_array(output[CommonKeys.LABEL])),
+                classes(_array(output[CommonKeys.PRED])),
+                _array(output[PROBABILITIES], np.float32) if PROBABILITIES in output else None,
+                _array(item[INSTANCES], np.int32)[0] if INSTANCES in item else None,
+            )
+            counts = {NETWORK: overlap_counts(case.prediction, case.reference, len(self.class_names))}
             if self.otsu_foreground:
                 baseline = otsu(image[0], self.otsu_foreground)
-                counts[BASELINE] = overlap_counts(baseline, reference, len(self.class_names))
-            self.rows.append({"id": item["id"], "patient": item["patient"], "counts": counts})
-            self._keep_if_worst(item["id"], image, reference, found, counts[NETWORK])
-            if self.separation:
-                self.separation.add(item, image, reference, output[PROBABILITIES].detach().float().cpu().numpy())
+                counts[BASELINE] = overlap_counts(baseline, case.reference, len(self.class_names))
+            self.rows.append({"id": case.id, "patient": case.patient, "counts": counts})
+            self._keep_if_worst(case, counts[NETWORK])
+            for scorer in self.scorers:
+                scorer.add(case)
 
-    def _keep_if_worst(
-        self, case: str, image: np.ndarray, reference: np.ndarray, found: np.ndarray, counts: np.ndarray
-    ) -> None:
-        if reference.ndim != 2:
-            return
-        score = float(dice_empty_scored(counts)[1:].mean())
-        picture = overlay.comparison(image, reference, found, f"{case}  Dice {score:.3f}")
-        self.pictures = sorted([*self.pictures, (score, picture)], key=lambda entry: entry[0])[:WORST]
+    def _keep_if_worst(self, case: Scored, counts: np.ndarray) -> None:
+        """Of cases with the same Dice, such as 0 of all false positives, those with more wrong pixels."""
+        if case.reference.ndim == 2:
+            rank = (float(dice_empty_scored(counts)[1:].mean()), -pixel_error(counts))
+            self.worst = sorted([*self.worst, (rank, case)], key=lambda entry: entry[0])[:WORST]
 
     def _write(self, engine: Engine) -> None:
-        table = self.about | tabulate(self.rows, self.class_names)
-        values = _scalars(table["summary"][NETWORK])
-        if self.separation:
-            table["separation"] = self.separation.table()
-            values |= _separation_scalars(table["separation"])
+        table = self.about | tabulate(self.rows, self.class_names, unit=self.unit, spacing_mm=self.spacing_mm)
+        values = _scalars(table["summary"][NETWORK], self.measures)
+        pictures = {OVERLAY: self._picture()}
+        for scorer in self.scorers:
+            table[scorer.name] = scorer.table()
+            values |= scorer.scalars()
+            pictures[scorer.picture_name] = scorer.picture()
         with atomic(self.output_dir / TABLE) as temporary:
             temporary.write_text(json.dumps(table, indent=1) + "\n")
-        rows = overlay.stack_rows([picture for _, picture in self.pictures]) if self.pictures else None
-        _save_or_remove(rows, self.output_dir / OVERLAY)
-        _save_or_remove(self.separation.picture() if self.separation else None, self.output_dir / CELLS)
-        engine.state.metrics |= {f"{self.partition}_{name}": value for name, value in values.items()}
+        for stale in self.output_dir.glob(PICTURES):
+            stale.unlink()
+        for name, picture in pictures.items():
+            if picture is not None:
+                overlay.save(picture, self.output_dir / name)
+        engine.state.metrics |= {f"{self.partition}_{name}": v for name, v in values.items() if v is not None}
+
+    def _picture(self) -> np.ndarray | None:
+        rows = [
+            overlay.comparison(case.image, case.reference, case.prediction, f"{case.id}  Dice {score:.3f}")
+            for (score, _), case in self.worst
+        ]
+        return overlay.stack_rows(rows) if rows else None
+
+
+def pooled_table(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The tables of evaluations on disjoint patients as one, say of the folds of a cross-validation.
+
+    Every patient counts once in means and intervals, whichever table it is from. Cells that were separated at a
+    threshold (`separation`) are left out: each evaluation may have had one of its own.
+
+    Args:
+        tables: contents of evaluation.json files.
+
+    Returns:
+        The same keys as of one table. What the evaluations do not agree on, such as the checkpoint, is a list with one
+        entry per table.
+
+    Raises:
+        InputError: there is no table, a patient is in two of them, or they differ in classes, methods or unit.
+    """
+    if not tables:
+        raise InputError("no evaluation to pool")
+    first = tables[0]
+    for key in ("classes", "unit", "spacing_mm"):
+        if any(table[key] != first[key] for table in tables):
+            raise InputError(f"evaluations that differ in `{key}` have no common mean: {[t[key] for t in tables]}")
+    if any(list(table["summary"]) != list(first["summary"]) for table in tables):
+        raise InputError("evaluations of different methods have no common mean; set `otsu_foreground` alike in all")
+    seen = Counter(patient["patient"] for table in tables for patient in table["patients"])
+    if twice := [patient for patient, times in seen.items() if times > 1]:
+        raise InputError(
+            f"{first['unit']} {', '.join(twice[:5])} stands in more than one evaluation; it may count once"
+        )
+    rows = [
+        {"id": case["id"], "patient": case["patient"]}
+        | {"counts": {method: np.array(case[method]["counts"]) for method in first["summary"]}}
+        for table in tables
+        for case in table["cases"]
+    ]
+    table = _about(tables) | tabulate(rows, first["classes"], unit=first["unit"], spacing_mm=first["spacing_mm"])
+    if all(INSTANCES in table for table in tables):
+        table[INSTANCES] = instance_scores.joined([table[INSTANCES] for table in tables])
+    return table
+
+
+def _about(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What stands before the scores: one value where all tables have the same."""
+    result = {"cases", "patients", "summary", INSTANCES, "separation"}
+    values = {key: [table.get(key) for table in tables] for key in tables[0] if key not in result}
+    return {key: its[0] if all(value == its[0] for value in its) else its for key, its in values.items()}
 
 
 def refuse_another_partition(output_dir: Path, partition: str) -> None:
@@ -165,13 +235,6 @@ def refuse_another_partition(output_dir: Path, partition: str) -> None:
         )
 
 
-def _save_or_remove(picture: np.ndarray | None, file: Path) -> None:
-    if picture is None:
-        file.unlink(missing_ok=True)
-    else:
-        overlay.save(picture, file)
-
-
 def otsu(image: np.ndarray, foreground: str) -> np.ndarray:
     """Otsu's threshold of one image: (H, W) of any range -> (H, W) uint8, 1 on the `dark` or `bright` side."""
     if (image == image.flat[0]).all():
@@ -180,69 +243,15 @@ def otsu(image: np.ndarray, foreground: str) -> np.ndarray:
     return (~bright if foreground == "dark" else bright).astype(np.uint8)
 
 
-def tabulate(rows: Sequence[dict[str, Any]], class_names: Sequence[str]) -> dict[str, Any]:
-    """Scores per case and per patient, and their means over patients.
-
-    A patient's cases are pooled: its Dice is that of all its pixels at once, never a mean over slices.
-
-    Args:
-        rows: `id`, `patient` and `counts`, a (classes, 3) array of counts per method.
-        class_names: class 0, the background, first; it is not scored.
-
-    Returns:
-        `cases` and `patients`, a list of scores each, and `summary`, per method.
-    """
-    methods = list(rows[0]["counts"]) if rows else []
-    patients: dict[str, list[dict[str, np.ndarray]]] = defaultdict(list)
-    for row in rows:
-        patients[row["patient"]].append(row["counts"])
-    by_case = [
-        {"id": row["id"], "patient": row["patient"]}
-        | {m: _scores(row["counts"][m], class_names) | {"counts": row["counts"][m].tolist()} for m in methods}
-        for row in rows
-    ]
-    by_patient = [
-        {"patient": patient, "cases": len(counts)}
-        | {m: _scores(pooled(c[m] for c in counts), class_names) for m in methods}
-        for patient, counts in sorted(patients.items())
-    ]
-    summary = {m: _means([row[m] for row in by_patient]) for m in methods}
-    return {"classes": list(class_names), "cases": by_case, "patients": by_patient, "summary": summary}
+def _array(values: Any, kind: Any = None) -> np.ndarray:
+    array = values.detach().cpu().float().numpy() if kind is np.float32 else values.detach().cpu().numpy()
+    return array if kind is None else array.astype(kind, copy=False)
 
 
-def _scores(counts: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    named = list(class_names)[1:]
-    defined, scored = dice(counts)[1:], dice_empty_scored(counts)[1:]
-    return {
-        "dice": {n: None if np.isnan(v) else float(v) for n, v in zip(named, defined, strict=True)},
-        "dice_empty_scored": {n: float(v) for n, v in zip(named, scored, strict=True)},
-        "pixel_error": pixel_error(counts),
-    }
-
-
-def _means(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over patients; a Dice that is not defined for any of them stays None."""
-    names = list(rows[0]["dice"])
-
-    def mean(values: list[float | None]) -> float | None:
-        defined = [value for value in values if value is not None]
-        return float(np.mean(defined)) if defined else None
-
-    return {
-        "dice": {name: mean([row["dice"][name] for row in rows]) for name in names},
-        "dice_empty_scored": {name: mean([row["dice_empty_scored"][name] for row in rows]) for name in names},
-        "pixel_error": mean([row["pixel_error"] for row in rows]),
-    }
-
-
-def _scalars(summary: dict[str, Any]) -> dict[str, float]:
-    values = {f"dice_{name}": value for name, value in summary["dice"].items()}
-    return {k: v for k, v in (values | {"pixel_error": summary["pixel_error"]}).items() if v is not None}
-
-
-def _separation_scalars(separation: dict[str, Any]) -> dict[str, float]:
-    values = {"membrane_threshold": separation["threshold"]}
-    for score in ("v_rand", "v_info"):
-        values[score] = separation["mean"][score]
-        values[f"{score}_challenge_convention"] = separation["challenge_convention"][score]
-    return {name: value for name, value in values.items() if value is not None}
+def _scalars(summary: Mapping[str, Any], measures: Sequence[str]) -> dict[str, float | None]:
+    """What a run records of the network's summary, by name."""
+    values: dict[str, float | None] = {}
+    for measure in measures:
+        mean = summary[measure]
+        values |= {f"{measure}_{name}": v for name, v in mean.items()} if isinstance(mean, dict) else {measure: mean}
+    return values

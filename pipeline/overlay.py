@@ -10,10 +10,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
+from pipeline.errors import InputError
+
 REFERENCE_COLOUR = (0, 114, 178)
 PREDICTION_COLOUR = (230, 159, 0)
 BOTH_COLOUR = (255, 255, 255)
-"""Blue, orange and white of Okabe and Ito's palette: colour-blind people tell them apart."""
+CONFUSED_COLOUR = (204, 121, 167)
+"""Blue, orange, white and reddish purple of Okabe and Ito's palette: colour-blind people tell them apart."""
 
 CLASS_COLOURS = (
     (230, 159, 0),
@@ -115,6 +118,17 @@ def fitted(picture: np.ndarray, side: int, *, smooth: bool = True) -> np.ndarray
     return np.asarray(Image.fromarray(picture).resize(size, method))
 
 
+def channel(image: np.ndarray, index: int) -> np.ndarray:
+    """One channel of an image, (C, H, W) -> (1, H, W), for the pictures that show the first one.
+
+    Raises:
+        InputError: the image has no such channel.
+    """
+    if not 0 <= index < image.shape[0]:
+        raise InputError(f"`overlay_channel` is {index}, counted from 0, and the images have {image.shape[0]} channels")
+    return image[index : index + 1]
+
+
 def contours(image: np.ndarray, reference: np.ndarray | None, prediction: np.ndarray | None) -> np.ndarray:
     """Draw the inner boundaries of two label maps on an image.
 
@@ -138,10 +152,15 @@ def contours(image: np.ndarray, reference: np.ndarray | None, prediction: np.nda
 
 
 def errors(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Foreground (H, W) against foreground: agreement white, missed blue, added orange; (H, W, 3) uint8."""
+    """Foreground (H, W) against foreground: agreement white, missed blue, added orange, another class purple.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
     truth, found = reference > 0, prediction > 0
     canvas = np.zeros((*truth.shape, 3), np.uint8)
     canvas[truth & found] = BOTH_COLOUR
+    canvas[truth & found & (reference != prediction)] = CONFUSED_COLOUR
     canvas[truth & ~found] = REFERENCE_COLOUR
     canvas[~truth & found] = PREDICTION_COLOUR
     return canvas
@@ -227,11 +246,12 @@ def legend(names: Mapping[int, str], width: int) -> np.ndarray:
 
 def comparison(image: np.ndarray, reference: np.ndarray, prediction: np.ndarray, title: str) -> np.ndarray:
     """Image, contours and errors of one case side by side."""
+    classes = "" if max(reference.max(), prediction.max()) < 2 else ", purple another class"
     return panels(
         [
             (title, grey(image)),
             ("blue reference, orange ours", contours(image, reference, prediction)),
-            ("blue missed, orange added", errors(reference, prediction)),
+            (f"blue missed, orange added{classes}", errors(reference, prediction)),
         ]
     )
 

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline import overlay
 from pipeline.errors import InputError
 from pipeline.metrics import bootstrap_interval
+from pipeline.scoring import Scored
 from pipeline.segments import (
     CUT,
     JOINED,
@@ -113,45 +114,57 @@ def scores(membrane: np.ndarray, truth: np.ndarray, threshold: float) -> dict[st
 
 
 class Separation:
-    """Scores the sections of an evaluation one by one, at every threshold, and sums them up.
+    """Scores the sections of an evaluation one by one, at every threshold; a scorer of `pipeline.evaluate.CaseTable`.
 
     Args:
         class_names: class 0, the background, first.
-        membrane: the class that separates the cells.
-        threshold: from `threshold_of`.
+        membrane: the class that separates the cells, whose probability is scored as `pipeline.segments` says.
+        threshold: of that probability: a number, or the evaluation.json of the validation that chose it; None: choose
+            it if this is the validation partition, else take 0.5.
 
     Raises:
         InputError: there is no such class.
     """
 
-    def __init__(self, class_names: Sequence[str], *, membrane: str, threshold: Threshold) -> None:
+    name = "separation"
+    picture_name = "worst_separation.png"
+
+    def __init__(self, class_names: Sequence[str], *, membrane: str, threshold: float | str | None = None) -> None:
         if membrane not in class_names:
             raise InputError(f"`membrane` must be one of {', '.join(class_names)} or null, got {membrane!r}")
         self.membrane = membrane
         self.index = list(class_names).index(membrane)
-        self.threshold = threshold
+        self.given = threshold
+        self.threshold = Threshold(UNTUNED, NOT_TUNED)
         self.cases: list[dict[str, Any]] = []
         self.worst: dict[float, tuple[float, Section]] = {}
 
-    def add(self, item: Mapping[str, Any], image: np.ndarray, reference: np.ndarray, probabilities: np.ndarray) -> None:
-        """Score a section.
-
-        Args:
-            item: the `id` and `patient` of its case.
-            image: (C, H, W), any range.
-            reference: (H, W) class indices.
-            probabilities: (classes, H, W), or (1, H, W) of class 1.
+    def start(self, about: Mapping[str, Any]) -> None:
+        """Begin an evaluation, whose `partition`, checkpoint and split say which threshold may be used.
 
         Raises:
-            InputError: it is a volume.
+            InputError: as for `threshold_of`.
         """
-        if reference.ndim != 2:
+        self.threshold = threshold_of(self.given, about["partition"], about)
+        self.cases, self.worst = [], {}
+
+    def add(self, case: Scored) -> None:
+        """Score a section.
+
+        Raises:
+            InputError: it is a volume, or has no probabilities.
+        """
+        if case.reference.ndim != 2:
             raise InputError("cells are scored section by section, and these are volumes: set `membrane` to null")
-        membrane = self._membrane(probabilities)
-        truth = true_cells(reference == self.index)
+        if case.probabilities is None:
+            raise InputError(
+                "`membrane` needs `probabilities`, which the postprocessing must copy before it discretises"
+            )
+        membrane = self._membrane(case.probabilities)
+        truth = true_cells(case.reference == self.index)
         at = {threshold: scores(membrane, truth, threshold) for threshold in self._thresholds()}
-        self.cases.append({"id": item["id"], "patient": item["patient"], "at": at})
-        section = Section(item["id"], image, truth, membrane)
+        self.cases.append({"id": case.id, "patient": case.patient, "at": at})
+        section = Section(case.id, case.image, truth, membrane)
         for threshold, values in at.items():
             if values["v_rand"] < self.worst.get(threshold, (np.inf,))[0]:
                 self.worst[threshold] = (values["v_rand"], section)
@@ -181,6 +194,15 @@ class Separation:
             },
             "thresholds": curve,
         }
+
+    def scalars(self) -> dict[str, float | None]:
+        """The threshold, and mean V_Rand and V_Info at it and in the challenge's convention."""
+        table = self.table()
+        values = {"membrane_threshold": table["threshold"]}
+        for score in ("v_rand", "v_info"):
+            values[score] = table["mean"][score]
+            values[f"{score}_challenge_convention"] = table["challenge_convention"][score]
+        return values
 
     def picture(self) -> np.ndarray | None:
         """The section with the lowest V_Rand: image, true cells, segments in the colour of their cell, mistakes."""

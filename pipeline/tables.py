@@ -8,6 +8,15 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+MEASURES = {"dice": "Dice", "iou": "IoU", "miou": "mIoU", "pixel_error": "pixel error"}
+"""What a table of an evaluation may show, and its title: mIoU over all classes, the others per class."""
+
+PER_CLASS = ("dice", "iou")
+"""Those of them that have a value for every class but the background."""
+
+FEW = 30
+"""Units below which a bootstrap interval of their mean is plainly too narrow."""
+
 
 def partitions(counts: Iterable[tuple[str, int, int]], unit: str = "patient") -> Table:
     """Partitions, or folds, with their cases and patients, or what is never divided instead."""
@@ -22,21 +31,51 @@ def runs(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def scores(table: Mapping[str, Any]) -> Table:
-    """Dice per class and pixel error of an evaluation: one line per patient, the columns per method."""
-    methods = list(table["summary"])
-    measures = [*(f"Dice {name}" for name in table["classes"][1:]), "pixel error"]
-    rows = [(row["patient"], row["cases"], row) for row in table["patients"]]
-    return _table(
-        ("patient", "cases", *(f"{method} {measure}" for method in methods for measure in measures)),
-        [
-            (
-                title,
-                cases,
-                *(_shown(v, ".3f", "-") for m in methods for v in (*row[m]["dice"].values(), row[m]["pixel_error"])),
-            )
-            for title, cases, row in [*rows, ("mean", len(table["cases"]), table["summary"])]
-        ],
-    )
+    """An evaluation's `measures`: one line per patient, the mean and its interval, the columns per method."""
+    methods, measures = list(table["summary"]), table["measures"]
+    unit, named = table["unit"], table["classes"][1:]
+    per_class = {m: [f"{MEASURES[m]} {name}" for name in named] if m in PER_CLASS else [MEASURES[m]] for m in measures}
+    titles = [f"{method} {title}" for method in methods for measure in measures for title in per_class[measure]]
+
+    def cells(row: Mapping[str, Any]) -> list[Any]:
+        values = [row[method][measure] for method in methods for measure in measures]
+        return [v for value in values for v in (value.values() if isinstance(value, Mapping) else [value])]
+
+    rows = [[row["patient"], row["cases"], *(_shown(v, ".3f", "-") for v in cells(row))] for row in table["patients"]]
+    rows.append(["mean", len(table["cases"]), *(_shown(v, ".3f", "-") for v in cells(table["summary"]))])
+    intervals = cells({method: table["summary"][method]["interval_95"] for method in methods})
+    if any(intervals):
+        rows.append(["95 % interval", "", *(_between(interval) for interval in intervals)])
+    return _table((unit, "cases", *titles), rows)
+
+
+def notes(table: Mapping[str, Any]) -> list[str]:
+    """What must be known beside `scores`: how far to trust the interval, and how cases without a class were treated."""
+    unit, units = table["unit"], len(table["patients"])
+    found = []
+    if units > 1:
+        narrow = f"; too narrow with fewer than about {FEW}" if units < FEW else ""
+        found.append(f"Interval: bootstrap of the mean over {units} {unit}s{narrow}.")
+    method, summary = next(iter(table["summary"].items()))
+    for name, wrong in summary["false_positives_where_empty"].items():
+        if wrong["cases"]:
+            found += _empty_cases(method, name, wrong, summary["mean_over_single_cases"], unit)
+    return found
+
+
+def _empty_cases(method: str, name: str, wrong: Mapping[str, Any], single: Mapping[str, Any], unit: str) -> list[str]:
+    sizes = "".join(f", {size}: {wrong[size]:.3g}" for size in ("mm2", "ml") if size in wrong)
+    left_out, scored = (_shown(values[name], ".3f", "-") for values in single.values())
+    return [
+        f"Cases without {name} in the reference: {wrong['cases']}; of them with false positives of {method}: "
+        f"{wrong['cases_with_any']} ({unit}s: {wrong['patients_with_any']}, pixels: {wrong['pixels']}{sizes}).",
+        f"Mean Dice of single cases, not pooled per {unit}: {left_out} without those cases, {scored} with each of them "
+        "as 1 or 0.",
+    ]
+
+
+def _between(interval: Sequence[float] | None) -> str:
+    return f"{interval[0]:.3f}-{interval[1]:.3f}" if interval else "-"
 
 
 def paired_scores(found: Mapping[str, Any]) -> Table:

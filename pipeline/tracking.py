@@ -74,6 +74,7 @@ class TrackingHandler:
         artifacts: files to keep when the engine has finished.
         config: the merged configuration; None looks up the one that the bundle is being run with.
         parent: id of the run that this one is shown under, that of a comparison or a cross-validation.
+        overlay_channel: of the image, from 0: the one that the pictures show.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class TrackingHandler:
         artifacts: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
         parent: str | None = None,
+        overlay_channel: int = 0,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.store = store or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_store(self.output_dir)
@@ -102,6 +104,7 @@ class TrackingHandler:
         self.artifacts = [Path(path) for path in artifacts]
         self.config = dict(config) if config is not None else running_config()
         self.parent = {PARENT: str(parent)} if parent else {}
+        self.overlay_channel = overlay_channel
         self.run_id = ""
         self.heart: Heart | None = None
         self._written: set[tuple[str, int]] = set()
@@ -240,6 +243,7 @@ class TrackingHandler:
                     output[key].detach().float().cpu().numpy()
                     for key in (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED)
                 )
+                image = overlay.channel(image, self.overlay_channel)
                 picture = overlay.comparison(image, classes(reference), classes(prediction), item["id"])
                 self._pictures.append((item["id"], picture))
 

@@ -4,39 +4,19 @@ import sqlite3
 
 import numpy as np
 import pytest
+import torch
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator
+from PIL import Image
 from skimage.filters import threshold_otsu
 
+from pipeline import manifest as manifests
 from pipeline.errors import InputError
-from pipeline.evaluate import CaseTable, otsu, refuse_another_partition, tabulate
-from pipeline.metrics import overlap_counts
+from pipeline.evaluate import CaseTable, otsu, pooled_table, refuse_another_partition
+from pipeline.instance_scores import InstanceScores
+from pipeline.overlay import CAPTION_HEIGHT, PREDICTION_COLOUR
 from pipeline.separation import HERE, VALIDATION
 from tests.conftest import run_overtile
-
-
-def row(case, patient, prediction, reference):
-    return {"id": case, "patient": patient, "counts": {"network": overlap_counts(prediction, reference, 2)}}
-
-
-ONES, ZEROS = np.ones(100, int), np.zeros(100, int)
-HALF = np.repeat([0, 1], 50)
-
-
-def test_a_patients_cases_are_pooled_before_the_mean_over_patients():
-    table = tabulate(
-        [row("a1", "a", ONES, ONES), row("a2", "a", ZEROS, HALF), row("b1", "b", HALF, ONES)], ["bg", "fg"]
-    )
-    a, b = (entry["network"]["dice"]["fg"] for entry in table["patients"])
-    assert a == pytest.approx(2 * 100 / (2 * 100 + 50))
-    assert b == pytest.approx(2 * 50 / (2 * 50 + 50))
-    assert table["summary"]["network"]["dice"]["fg"] == pytest.approx((a + b) / 2)
-    assert table["summary"]["network"]["pixel_error"] == pytest.approx((50 / 200 + 50 / 100) / 2)
-
-
-def test_an_empty_reference_is_reported_in_both_conventions():
-    table = tabulate([row("a1", "a", HALF, ZEROS), row("b1", "b", ONES, ONES)], ["bg", "fg"])
-    assert table["summary"]["network"]["dice"]["fg"] == 1.0
-    assert table["summary"]["network"]["dice_empty_scored"]["fg"] == 0.5
-    assert table["cases"][0]["network"]["dice"]["fg"] is None
 
 
 def test_otsu_is_scikit_images_on_the_declared_side():
@@ -53,6 +33,94 @@ def test_otsu_is_for_two_classes():
         CaseTable("out", ["a", "b", "c"], otsu_foreground="dark", **arguments)
     with pytest.raises(InputError, match="must be dark, bright or null, got 'black'"):
         CaseTable("out", ["a", "b"], otsu_foreground="black", **arguments)
+
+
+TWO_CLASSES, THREE_CLASSES = ["background", "nucleus"], ["background", "cat", "edge"]
+
+
+def square(left, channels=1):
+    """(channels, 8, 16) with a square of side 4 at column `left` of the last channel; None: without one."""
+    found = torch.zeros(channels, 8, 16)
+    if left is not None:
+        found[-1, 2:6, left : left + 4] = 1
+    return found
+
+
+def evaluated(folder, cases, class_names=TWO_CLASSES, image=None, by="patient", **arguments):
+    """evaluation.json of cases (patient, reference, prediction), as a bundle's evaluation engine writes it."""
+    folder.mkdir(exist_ok=True)
+    torch.save({"weight": torch.zeros(1)}, folder / "model.pt")
+    named = dict(enumerate(class_names))
+    about = {"name": "m", "modality": {"0": "MR"}, "labels": {str(k): v for k, v in named.items()}, "split": {"by": by}}
+    manifests.write(manifests.Manifest.model_validate(about), folder / "manifest.json")
+    items = [
+        {"id": f"{p}_{n}", "patient": p, "image": prediction if image is None else image, "label": reference}
+        | {"instances": reference.int(), "found": prediction}
+        for n, (p, reference, prediction) in enumerate(cases)
+    ]
+    table = CaseTable(
+        str(folder), class_names, manifest=str(folder / "manifest.json"), partition="test",
+        checkpoint=str(folder / "model.pt"), **arguments,
+    )  # fmt: skip
+    engine = SupervisedEvaluator(
+        torch.device("cpu"), DataLoader(items, batch_size=2), torch.nn.Identity(), val_handlers=[table],
+        prepare_batch=lambda batch, *_, **__: (batch["found"], batch["label"]),
+        postprocessing=(lambda data: data | {"image": data["image"] if image is None else image}),
+    )  # fmt: skip
+    engine.run()
+    return json.loads((folder / "evaluation.json").read_text()), engine.state.metrics
+
+
+def test_three_classes_of_colour_images_show_the_worst_case_of_the_channel_asked_for(tmp_path):
+    cases = [("p", square(2), square(2)), ("p", 2 * square(2), 2 * square(3)), ("q", square(None), square(9))]
+    table, metrics = evaluated(tmp_path, cases, THREE_CLASSES, image=square(5, channels=3), overlay_channel=2,
+                               measures=["dice", "miou"])  # fmt: skip
+    assert table["summary"]["network"]["dice"] == {"cat": 1.0, "edge": 0.75}
+    assert metrics["test_dice_edge"] == 0.75
+    assert metrics["test_miou"] == table["summary"]["network"]["miou"]
+    picture = np.asarray(Image.open(tmp_path / "worst.png"))[CAPTION_HEIGHT:]
+    assert picture[4, 6].tolist() == [255, 255, 255]  # the image's square
+    assert picture[4, 2 * 20 + 10].tolist() == list(
+        PREDICTION_COLOUR
+    )  # the worst: a false positive where there is nothing
+    with pytest.raises(InputError, match="`overlay_channel` is 3, counted from 0, and the images have 3 channels"):
+        evaluated(tmp_path, cases, THREE_CLASSES, image=square(5, channels=3), overlay_channel=3)
+
+
+def test_objects_are_scored_beside_and_units_have_the_name_of_the_split(tmp_path):
+    cases = [("c1", square(2), square(2)), ("c2", square(2), square(6))]
+    table, metrics = evaluated(
+        tmp_path, cases, by="cluster", scorers=[InstanceScores(TWO_CLASSES, instances="nucleus")]
+    )
+    assert (table["unit"], table["instances"]["unit"]) == ("cluster", "cluster")
+    assert table["instances"]["mean"]["aji"] == metrics["test_aji"] == 0.5
+    assert metrics["test_ap_50"] == 0.5
+    assert (tmp_path / "worst_instances.png").exists()
+
+
+def test_a_measure_that_is_none_is_refused():
+    with pytest.raises(InputError, match="`measures` are of dice, iou, miou, pixel_error, got hausdorff"):
+        CaseTable("o", TWO_CLASSES, manifest="m", partition="test", checkpoint="c", measures=["dice", "hausdorff"])
+
+
+def test_folds_pool_to_the_table_of_all_patients(tmp_path):
+    cases = [("a", square(2), square(3)), ("a", square(None), square(3)), ("b", square(2), square(2)),
+             ("c", square(2), square(4))]  # fmt: skip
+    scorers = [InstanceScores(TWO_CLASSES, instances="nucleus")]
+    whole, _ = evaluated(tmp_path / "whole", cases, scorers=scorers)
+    folds = [evaluated(tmp_path / f"{n}", fold, scorers=scorers)[0] for n, fold in enumerate((cases[:2], cases[2:]))]
+    for fold, digest in zip(folds, ("c1", "c2"), strict=True):
+        fold["checkpoint_sha256"] = digest
+    pooled = json.loads(json.dumps(pooled_table(folds)))
+    for key in ("unit", "patients", "summary", "manifest"):
+        assert pooled[key] == whole[key]
+    assert pooled["instances"]["mean"] == whole["instances"]["mean"]
+    assert pooled["instances"]["units"] == 3
+    assert pooled["checkpoint_sha256"] == ["c1", "c2"]
+    with pytest.raises(InputError, match="patient a stands in more than one evaluation"):
+        pooled_table([folds[0], whole])
+    with pytest.raises(InputError, match="differ in `classes`"):
+        pooled_table([folds[0], folds[1] | {"classes": ["background", "cell"]}])
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from pipeline.overlay import (
     BOTH_COLOUR,
     CAPTION_HEIGHT,
     CLASS_COLOURS,
+    CONFUSED_COLOUR,
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
     TINT,
@@ -36,6 +37,7 @@ def test_errors_have_the_colour_of_who_is_alone():
     assert tuple(picture[4, 5]) == BOTH_COLOUR
     assert tuple(picture[4, 9]) == PREDICTION_COLOUR
     assert tuple(picture[0, 0]) == (0, 0, 0)
+    assert tuple(errors(REFERENCE, 2 * PREDICTION)[4, 5]) == CONFUSED_COLOUR
 
 
 def test_contours_are_where_the_labels_end():

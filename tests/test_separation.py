@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import InputError
+from pipeline.scoring import Scored
 from pipeline.separation import (
     BY_HAND,
     HERE,
@@ -30,11 +31,17 @@ def probabilities(*, membrane, spurious):
     return np.stack([1 - found, found])
 
 
+def scored(found, **changes):
+    case = {"id": "1", "patient": "p", "image": IMAGE, "reference": REFERENCE, "prediction": REFERENCE}
+    return Scored(**(case | {"probabilities": found} | changes))
+
+
 def separated(threshold, *sections):
     """Sections of (patient, probabilities) scored."""
-    separation = Separation(["cell", "membrane"], membrane="membrane", threshold=threshold)
+    separation = Separation(["cell", "membrane"], membrane="membrane")
+    separation.threshold = threshold
     for number, (patient, section) in enumerate(sections):
-        separation.add({"id": f"{patient}_{number}", "patient": patient}, IMAGE, REFERENCE, section)
+        separation.add(scored(section, id=f"{patient}_{number}", patient=patient))
     return separation
 
 
@@ -80,8 +87,8 @@ def test_units_are_patients_where_there_are_several():
 def test_one_section_has_no_interval_and_a_section_without_cells_no_score():
     table = separated(Threshold(0.5, NOT_TUNED), SURE).table()
     assert table["interval_95"] == {"v_rand": None, "v_info": None}
-    separation = Separation(["cell", "membrane"], membrane="membrane", threshold=Threshold(None, HERE))
-    separation.add({"id": "a", "patient": "p"}, IMAGE, np.ones_like(REFERENCE), SURE[1])
+    separation = separated(Threshold(None, HERE))
+    separation.add(scored(SURE[1], reference=np.ones_like(REFERENCE)))
     table = separation.table()
     assert (table["threshold"], table["cases"][0]["v_rand"], table["mean"]["v_rand"]) == (0.5, None, None)
     assert separation.picture() is None
@@ -96,8 +103,9 @@ def test_one_channel_is_the_probability_of_class_1():
             section if membrane == "b" else section[::-1],
             section[1:] if membrane == "b" else section[:1],
         ):
-            separation = Separation(["a", "b"], membrane=membrane, threshold=Threshold(0.7, BY_HAND))
-            separation.add({"id": "1", "patient": "p"}, IMAGE, reference, channels)
+            separation = Separation(["a", "b"], membrane=membrane)
+            separation.threshold = Threshold(0.7, BY_HAND)
+            separation.add(scored(channels, reference=reference))
             at.append(separation.table()["mean"])
         assert at[0] == at[1]
         assert at[0]["v_rand"] == pytest.approx(1)
@@ -131,10 +139,12 @@ def test_lines_say_where_the_threshold_is_from():
 
 def test_volumes_and_unknown_classes_are_refused():
     with pytest.raises(InputError, match="`membrane` must be one of a, b or null, got 'wall'"):
-        Separation(["a", "b"], membrane="wall", threshold=Threshold(0.5, NOT_TUNED))
-    separation = Separation(["a", "b"], membrane="b", threshold=Threshold(0.5, NOT_TUNED))
+        Separation(["a", "b"], membrane="wall")
+    separation = Separation(["a", "b"], membrane="b")
     with pytest.raises(InputError, match="set `membrane` to null"):
-        separation.add({}, np.zeros((1, 2, 2, 2)), np.zeros((2, 2, 2)), np.zeros((2, 2, 2, 2)))
+        separation.add(scored(np.zeros((2, 2, 2, 2)), reference=np.zeros((2, 2, 2))))
+    with pytest.raises(InputError, match="`membrane` needs `probabilities`"):
+        separation.add(scored(None))
 
 
 @pytest.fixture

@@ -1,0 +1,54 @@
+"""What an evaluation hands to those who score more than overlap, and what it expects back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One case with its reference and prediction, as arrays."""
+
+    id: str
+    patient: str
+    image: np.ndarray
+    """(1, H, W) float32, any range: the channel that pictures show."""
+    reference: np.ndarray
+    """(H, W) uint8 class indices; a volume has three axes."""
+    prediction: np.ndarray
+    """As the reference."""
+    probabilities: np.ndarray | None = None
+    """(classes, H, W) float32, or (1, H, W) of class 1; None where the postprocessing leaves none."""
+    instances: np.ndarray | None = None
+    """(H, W) int32, the reference's objects, 0 for the background; None where none are loaded."""
+
+
+class Scorer(Protocol):
+    """Scores the cases of an evaluation one by one and sums them up.
+
+    Attributes:
+        name: the key of its table in evaluation.json.
+        picture_name: the file of its picture.
+    """
+
+    name: str
+    picture_name: str
+
+    def start(self, about: Mapping[str, Any]) -> None:
+        """Begin an evaluation: `partition`, `unit`, and digests of checkpoint, manifest and split."""
+
+    def add(self, case: Scored) -> None:
+        """Score a case."""
+
+    def table(self) -> dict[str, Any]:
+        """All scores, ready for JSON."""
+
+    def scalars(self) -> dict[str, float | None]:
+        """The scores that a run records, by name; None where there is none."""
+
+    def picture(self) -> np.ndarray | None:
+        """The worst case, (H, W, 3) uint8, if there is one."""
