@@ -40,6 +40,7 @@ def compare(
     Further words are for all variants: --batch_size 8. A manifest of folds is compared out of fold. The same command
     again goes on where it was stopped.
     """
+    from pipeline import child_process
     from pipeline import compare as comparing
     from pipeline import tables, trials
 
@@ -60,7 +61,7 @@ def compare(
         dataset_dir=dataset_dir,
     )
     _announce(plan)
-    found = comparing.compare(plan, say=_say_now)
+    found = comparing.compare(plan, run=child_process.start_child, say=_say_now)
     say("")
     console.print(tables.paired_scores(found))
     say("")
@@ -82,6 +83,7 @@ def crossvalidate(
 
     Further words are overrides: --width 8. The same command again goes on where it was stopped.
     """
+    from pipeline import child_process
     from pipeline import compare as comparing
     from pipeline import tables, trials
 
@@ -93,13 +95,13 @@ def crossvalidate(
         output=output,
         variants=(trials.Variant(""),),
         common=common,
-        seeds=(common.overrides.pop("seed", 0),),
+        seeds=(common.overrides.get("seed", 0),),
         folds=trials.folds_of(manifest),
         store=_store(tracking_uri, output),
         dataset_dir=dataset_dir,
     )
     _announce(plan)
-    table = comparing.cross_validate(plan, say=_say_now)
+    table = comparing.cross_validate(plan, run=child_process.start_child, say=_say_now)
     say("")
     console.print(tables.scores(table))
     say("")

@@ -119,8 +119,8 @@ def parse_words(name: str, words: Sequence[str]) -> Variant:
 
 def folds_of(manifest: Path) -> tuple[int | None, ...]:
     """The numbers of a manifest's folds, from 1; (None,) where it has partitions instead."""
-    split = read(manifest).split or {}
-    return (None,) if "fold" in split or not split.get("folds") else tuple(range(1, split["folds"] + 1))
+    folds = read(manifest).folds()
+    return tuple(range(1, folds + 1)) if folds else (None,)
 
 
 def trials(plan: Plan, parent_run: str = PLACEHOLDER) -> list[Trial]:
