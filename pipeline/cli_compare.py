@@ -40,9 +40,8 @@ def compare(
     Further words are for all variants: --batch_size 8. A manifest of folds is compared out of fold. The same command
     again goes on where it was stopped.
     """
-    from pipeline import child_process
+    from pipeline import child_process, tables, trials
     from pipeline import compare as comparing
-    from pipeline import tables, trials
 
     variants = tuple(trials.parse_variant(text) for text in variant)
     common = _overrides(context, minutes)
@@ -83,9 +82,8 @@ def crossvalidate(
 
     Further words are overrides: --width 8. The same command again goes on where it was stopped.
     """
-    from pipeline import child_process
+    from pipeline import child_process, tables, trials
     from pipeline import compare as comparing
-    from pipeline import tables, trials
 
     common = _overrides(context, minutes)
     plan = trials.Plan(
