@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import replace
@@ -130,14 +131,12 @@ def _store(tracking_uri: str | None, output: Path) -> str:
 
 def _announce(plan: Plan) -> None:
     """Say how much is going to be trained before it begins."""
-    from pipeline.trials import trials
-
-    planned = trials(plan)
     parts = [(len(plan.variants), "variants"), (len(plan.seeds), "seeds"), (len(plan.folds), "folds")]
     shown = " x ".join(f"{count} {what}" for count, what in parts if count > 1)
+    count = math.prod(number for number, _ in parts)
     minutes = plan.common.overrides.get("minutes")
-    time = f", {minutes:g} minutes each: {len(planned) * minutes:g} minutes and the evaluations" if minutes else ""
-    say(f"{len(planned)} trainings ({shown}){time} -> {plan.output}")
+    time = f", {minutes:g} minutes each: {count * minutes:g} minutes and the evaluations" if minutes else ""
+    say(f"{count} trainings ({shown}){time} -> {plan.output}")
 
 
 def _say_now(text: str) -> None:

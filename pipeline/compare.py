@@ -14,7 +14,7 @@ from pipeline.children import Run, Say, read_plan, run_trials, write_plan
 from pipeline.errors import InputError
 from pipeline.manifest import read
 from pipeline.parent import ParentRun
-from pipeline.trials import Plan, Trial, Variant, trials
+from pipeline.trials import Plan, Trial, Variant, check, trials
 
 COMPARISON, PICTURE, CROSS_VALIDATION = "comparison.json", "comparison.png", "cross_validation.json"
 """The files in the output folder."""
@@ -81,7 +81,7 @@ def cross_validate(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
 
 def _parent(plan: Plan) -> ParentRun:
     """The parent run, after everything was checked that can be checked before a training begins."""
-    trials(plan)
+    check(plan)
     run_id = read_plan(plan)
     experiment = plan.common.overrides.get("experiment") or bundles.settings(plan.bundle, "training").get("experiment")
     params = {

@@ -45,7 +45,8 @@ def test_a_comparison_from_variants_to_files(phantom_manifest, out):
     assert row["by_patient"] == {patient: pytest.approx(0.08)}  # widths 16 and 8 in every seed
     assert found["seed_spread"]["a"]["dice_membrane"] == pytest.approx(0.1)
     assert json.loads((out / "comparison.json").read_text())["seeds_trained"] == [0, 1]
-    assert Image.open(out / "comparison.png").size[0] > 500
+    with Image.open(out / "comparison.png") as picture:
+        assert picture.size[0] > 500
     assert rows(out, "select status from runs") == [("FINISHED",)]
     assert dict(rows(out, "select key, value from metrics"))["a-b_dice_membrane"] == pytest.approx(0.08)
     params = dict(rows(out, "select key, value from params"))

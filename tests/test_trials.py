@@ -116,7 +116,7 @@ def test_a_cross_validation_is_a_folder_per_fold(phantom_manifest, tmp_path):
 )
 def test_settings_are_refused_before_anything_runs(phantom_manifest, tmp_path, variants, common, sentence):
     with pytest.raises(InputError) as caught:
-        trials.trials(plan(phantom_manifest, tmp_path / "out", *variants, common=common))
+        trials.check(plan(phantom_manifest, tmp_path / "out", *variants, common=common))
     assert sentence in str(caught.value)
     assert not (tmp_path / "out").exists()
 
