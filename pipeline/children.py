@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -83,24 +80,6 @@ def evaluating_words(trial: Trial, plan: Plan) -> list[str]:
     if "dataset_dir" in overrides:
         named += ["--dataset-dir", str(overrides.pop("dataset_dir"))]
     return ["evaluate", "--bundle", str(plan.bundle), *named, *_words(overrides)]
-
-
-def start_child(words: Sequence[str]) -> int:
-    """Run `overtile WORDS` in a process of its own, with this one's output; Ctrl-C and SIGTERM stop it first.
-
-    It has a process group of its own, so that Ctrl-C on a terminal reaches it once, from here, and not twice.
-    """
-    process = subprocess.Popen([sys.executable, "-m", "pipeline", *words], process_group=0)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait()
-        except KeyboardInterrupt:  # a second one: at once
-            process.kill()
-            process.wait()
-        raise
 
 
 def read_plan(plan: Plan) -> str:

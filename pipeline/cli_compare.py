@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from dataclasses import replace
@@ -40,8 +41,8 @@ def compare(
     Further words are for all variants: --batch_size 8. A manifest of folds is compared out of fold. The same command
     again goes on where it was stopped.
     """
+    from pipeline import child_process, tables, trials
     from pipeline import compare as comparing
-    from pipeline import tables, trials
 
     variants = tuple(trials.parse_variant(text) for text in variant)
     common = _overrides(context, minutes)
@@ -60,7 +61,7 @@ def compare(
         dataset_dir=dataset_dir,
     )
     _announce(plan)
-    found = comparing.compare(plan, say=_say_now)
+    found = comparing.compare(plan, run=child_process.start_child, say=_say_now)
     say("")
     console.print(tables.paired_scores(found))
     say("")
@@ -82,8 +83,8 @@ def crossvalidate(
 
     Further words are overrides: --width 8. The same command again goes on where it was stopped.
     """
+    from pipeline import child_process, tables, trials
     from pipeline import compare as comparing
-    from pipeline import tables, trials
 
     common = _overrides(context, minutes)
     plan = trials.Plan(
@@ -93,13 +94,13 @@ def crossvalidate(
         output=output,
         variants=(trials.Variant(""),),
         common=common,
-        seeds=(common.overrides.pop("seed", 0),),
+        seeds=(common.overrides.get("seed", 0),),
         folds=trials.folds_of(manifest),
         store=_store(tracking_uri, output),
         dataset_dir=dataset_dir,
     )
     _announce(plan)
-    table = comparing.cross_validate(plan, say=_say_now)
+    table = comparing.cross_validate(plan, run=child_process.start_child, say=_say_now)
     say("")
     console.print(tables.scores(table))
     say("")
@@ -130,14 +131,12 @@ def _store(tracking_uri: str | None, output: Path) -> str:
 
 def _announce(plan: Plan) -> None:
     """Say how much is going to be trained before it begins."""
-    from pipeline.trials import trials
-
-    planned = trials(plan)
     parts = [(len(plan.variants), "variants"), (len(plan.seeds), "seeds"), (len(plan.folds), "folds")]
     shown = " x ".join(f"{count} {what}" for count, what in parts if count > 1)
+    count = math.prod(number for number, _ in parts)
     minutes = plan.common.overrides.get("minutes")
-    time = f", {minutes:g} minutes each: {len(planned) * minutes:g} minutes and the evaluations" if minutes else ""
-    say(f"{len(planned)} trainings ({shown}){time} -> {plan.output}")
+    time = f", {minutes:g} minutes each: {count * minutes:g} minutes and the evaluations" if minutes else ""
+    say(f"{count} trainings ({shown}){time} -> {plan.output}")
 
 
 def _say_now(text: str) -> None:

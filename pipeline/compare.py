@@ -10,17 +10,17 @@ from typing import Any
 from pipeline import bundle as bundles
 from pipeline import evaluate, paired, paired_picture
 from pipeline.atomic import atomic
-from pipeline.children import Run, Say, read_plan, run_trials, start_child, write_plan
+from pipeline.children import Run, Say, read_plan, run_trials, write_plan
 from pipeline.errors import InputError
 from pipeline.manifest import read
 from pipeline.parent import ParentRun
-from pipeline.trials import Plan, Trial, Variant, trials
+from pipeline.trials import Plan, Trial, Variant, check, trials
 
 COMPARISON, PICTURE, CROSS_VALIDATION = "comparison.json", "comparison.png", "cross_validation.json"
 """The files in the output folder."""
 
 
-def compare(plan: Plan, *, run: Run = start_child, say: Say) -> dict[str, Any]:
+def compare(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
     """Train every variant with every seed (on every fold), and compare the later ones with the first.
 
     Args:
@@ -50,7 +50,7 @@ def compare(plan: Plan, *, run: Run = start_child, say: Say) -> dict[str, Any]:
     return found
 
 
-def cross_validate(plan: Plan, *, run: Run = start_child, say: Say) -> dict[str, Any]:
+def cross_validate(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
     """Train one variant on every fold and score every patient out of fold.
 
     Args:
@@ -81,7 +81,7 @@ def cross_validate(plan: Plan, *, run: Run = start_child, say: Say) -> dict[str,
 
 def _parent(plan: Plan) -> ParentRun:
     """The parent run, after everything was checked that can be checked before a training begins."""
-    trials(plan)
+    check(plan)
     run_id = read_plan(plan)
     experiment = plan.common.overrides.get("experiment") or bundles.settings(plan.bundle, "training").get("experiment")
     params = {
@@ -120,7 +120,12 @@ def _table(trial: Trial) -> dict[str, Any]:
 
 
 def _pooled(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return tables[0] if len(tables) == 1 else evaluate.pooled_table(tables)
+    if len(tables) == 1:
+        return tables[0]
+    patients = [row for table in tables for row in table["patients"]]
+    cases = [row for table in tables for row in table["cases"]]
+    summary = {m: evaluate._means([row[m] for row in patients]) for m in tables[0]["summary"]}
+    return {"classes": tables[0]["classes"], "cases": cases, "patients": patients, "summary": summary}
 
 
 def _about(plan: Plan, tables: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
@@ -131,7 +136,7 @@ def _about(plan: Plan, tables: Mapping[tuple[str, int], Mapping[str, Any]]) -> d
         "bundle": plan.bundle.name,
         "manifest": manifest.name,
         "manifest_sha256": manifest.digest(),
-        "unit": _unit(manifest.split or {}),
+        "unit": next(iter(tables.values())).get("unit", "patient"),
         "classes": next(iter(tables.values()))["classes"],
         "variants": _variants(plan),
         "common": _shown(plan.common),
@@ -146,11 +151,6 @@ def _variants(plan: Plan) -> dict[str, Any]:
 
 def _shown(variant: Variant) -> dict[str, Any]:
     return {"overlays": list(variant.overlays), "overrides": dict(variant.overrides)}
-
-
-def _unit(split: Mapping[str, Any]) -> str:
-    by = str(split.get("by", "patient"))
-    return "patient" if by == "section" else by
 
 
 def _folds(plan: Plan) -> int | None:

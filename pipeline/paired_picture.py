@@ -42,8 +42,8 @@ def save(found: Mapping[str, Any], path: Path) -> None:
         left.set_ylabel(f"Dice of {name}")
         _differences(right, found, f"dice_{name}")
         right.set_ylabel(f"Difference in Dice of {name}")
-    axes[0, 0].set_title(f"{len(found['patients'])} {found['unit']}s, a line each")
-    axes[0, 1].set_title("Paired difference: mean, 95 % interval", fontsize="medium")
+    axes[0, 0].set_title(f"{len(found['patients'])} {found['unit']}s, a line each", fontsize="medium")
+    axes[0, 1].set_title("Differences, mean with\n95 % interval", fontsize="medium")
     FigureCanvasAgg(figure)  # draws without a screen
     with atomic(path) as temporary, temporary.open("wb") as file:
         figure.savefig(file, format="png", dpi=PIXELS_PER_INCH)

@@ -81,8 +81,10 @@ class ParentRun:
 
     def log(self, metrics: Mapping[str, float], files: list[Path]) -> None:
         """Write the results: one value per metric, and files as artifacts."""
-        for name, value in metrics.items():
-            self.client.log_metric(self.run_id, re.sub(r"[^\w. :/-]", "_", name), value, step=0)
+        known = self.client.get_run(self.run_id).data.metrics
+        for name, value in {allowed(name): value for name, value in metrics.items()}.items():
+            if known.get(name) != value:  # the same again, when nothing was left to do
+                self.client.log_metric(self.run_id, name, value, step=0)
         for file in files:
             self.client.log_artifact(self.run_id, str(file))
 
@@ -92,11 +94,14 @@ class ParentRun:
         Args:
             titles: absolute `output_dir` of a run -> its name.
         """
-        experiment = self.client.get_run(self.run_id).info.experiment_id
-        for run in self.client.search_runs([experiment], f"tags.`{PARENT}` = '{self.run_id}'"):
-            title = titles.get(run.data.params.get("output_dir", ""))
-            if title and run.info.run_name != title:
-                self.client.update_run(run.info.run_id, name=title)
+        try:
+            experiment = self.client.get_run(self.run_id).info.experiment_id
+            for run in self.client.search_runs([experiment], f"tags.`{PARENT}` = '{self.run_id}'"):
+                title = titles.get(run.data.params.get("output_dir", ""))
+                if title and run.info.run_name != title:
+                    self.client.update_run(run.info.run_id, name=title)
+        except Exception as error:  # whatever a store can throw: no training ends for want of a name
+            logger.warning("the runs of the trainings could not be named: %s", error)
 
     def _create(self) -> None:
         found = self.client.get_experiment_by_name(self.experiment)
@@ -106,8 +111,12 @@ class ParentRun:
         run = self.client.create_run(experiment_id, run_name=name, tags=environment() | first_beat())
         self.run_id = run.info.run_id
         self.created(self.run_id)
+        self._log_params({})
+
+    def _log_params(self, known: Mapping[str, str]) -> None:
         for key, value in flattened(self.params).items():
-            self.client.log_param(self.run_id, re.sub(r"[^\w. :/-]", "_", key)[:250], value)
+            if allowed(key) not in known:
+                self.client.log_param(self.run_id, allowed(key), value)
 
     def _continue(self) -> None:
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
@@ -127,4 +136,10 @@ class ParentRun:
             self.client.set_tag(self.run_id, tag, value)
         if FAILURE in tags:
             self.client.delete_tag(self.run_id, FAILURE)
+        self._log_params(found[0].data.params)
         self.client.update_run(self.run_id, status="RUNNING")
+
+
+def allowed(key: str) -> str:
+    """A name that MLflow takes for a metric or a parameter."""
+    return re.sub(r"[^\w. :/-]", "_", key)[:250]

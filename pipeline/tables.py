@@ -24,10 +24,13 @@ def partitions(counts: Iterable[tuple[str, int, int]], unit: str = "patient") ->
 
 
 def runs(found: Sequence[Mapping[str, Any]]) -> Table:
-    """Runs of a store, from `pipeline.tracking.runs`."""
-    columns = ("id", "name", "status", "epoch", "best", "resumed", "failure")
-    rows = [[_shown(run[column], ".4f") for column in columns] for run in found]
-    return _table(("run", *columns[1:]), rows)
+    """Runs of a store, from `pipeline.tracking.runs`; the id of one that belongs to another is indented."""
+    columns = ("name", "status", "epoch", "best", "resumed", "failure")
+    rows = [
+        ["  " * bool(run.get("parent")) + run["id"], *(_shown(run[column], ".4f") for column in columns)]
+        for run in found
+    ]
+    return _table(("run", *columns), rows)
 
 
 def scores(table: Mapping[str, Any]) -> Table:

@@ -310,8 +310,8 @@ def runs(store: str) -> list[dict[str, Any]]:
         store: MLflow tracking URI.
 
     Returns:
-        Per run `id`, `name`, `status`, `epoch` (the last one with a loss), `best` (of the validation, or None),
-        `resumed` (how often) and `failure` (why it ended, or None).
+        Per run `id`, `name`, `parent` (the id of the run above it, or None), `status`, `epoch` (the last one with a
+        loss), `best` (of the validation, or None), `resumed` (how often) and `failure` (why it ended, or None).
     """
     client = open_store(store)
     reconcile(client)
@@ -325,6 +325,7 @@ def _summary(client: MlflowClient, run: Run) -> dict[str, Any]:
     return {
         "id": run.info.run_id,
         "name": run.info.run_name,
+        "parent": run.data.tags.get(PARENT),
         "status": run.info.status,
         "epoch": max((point.step for point in losses), default=None),
         "best": max((point.value for point in scores), default=None),

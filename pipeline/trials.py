@@ -119,29 +119,32 @@ def parse_words(name: str, words: Sequence[str]) -> Variant:
 
 def folds_of(manifest: Path) -> tuple[int | None, ...]:
     """The numbers of a manifest's folds, from 1; (None,) where it has partitions instead."""
-    split = read(manifest).split or {}
-    return (None,) if "fold" in split or not split.get("folds") else tuple(range(1, split["folds"] + 1))
+    folds = read(manifest).folds()
+    return tuple(range(1, folds + 1)) if folds else (None,)
 
 
 def trials(plan: Plan, parent_run: str = PLACEHOLDER) -> list[Trial]:
-    """All trials of a plan; variants change fastest, so that what slows a machine down slows all of them.
-
-    Raises:
-        InputError: an override is unknown or wrong, or is not a variant's to set.
-    """
-    _check_names(plan)
+    """All trials of a plan; variants change fastest, so that what slows a machine down slows all of them."""
     variants = [variant.after(plan.common) for variant in plan.variants]
-    divided = {variant.name: _divided(plan, variant) for variant in variants}
-    planned = [
-        _trial(plan, variant, divided[variant.name], seed=seed, fold=fold, parent_run=parent_run)
+    divided = _divided(plan.bundle, variants)
+    return [
+        _trial(plan, variant, overrides, seed=seed, fold=fold, parent_run=parent_run)
         for seed in plan.seeds
         for fold in plan.folds
-        for variant in variants
+        for variant, overrides in zip(variants, divided, strict=True)
     ]
-    for trial in planned[: len(plan.variants)]:
+
+
+def check(plan: Plan) -> None:
+    """Refuse what would fail, or would not be compared fairly, before anything runs.
+
+    Raises:
+        InputError: names of variants or their settings are wrong; says which.
+    """
+    _check_names(plan)
+    for trial in trials(plan)[: len(plan.variants)]:
         bundles.prepare(plan.bundle, "training", trial.training, trial.overlays)
         bundles.prepare(plan.bundle, "evaluating", trial.evaluating, ())
-    return planned
 
 
 def _check_names(plan: Plan) -> None:
@@ -184,22 +187,25 @@ def _trial(
     return Trial(variant.name, seed, fold, folder, variant.overlays, training, evaluating)
 
 
-def _divided(plan: Plan, variant: Variant) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The overrides for training and for evaluation: each gets those that its configs define.
+def _divided(bundle: Path, variants: Sequence[Variant]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Per variant the overrides for training and for evaluation: each gets those that its configs define.
 
     An overlay is of the training alone; the evaluation gets what it sets of the keys that both know, say the width.
     """
-    base = bundles.settings(plan.bundle, "training")
-    laid_over = bundles.settings(plan.bundle, "training", variant.overlays)
-    evaluating = bundles.settings(plan.bundle, "evaluating")
-    overlaid = {
-        key: value
-        for key, value in laid_over.items()
-        if key in evaluating and base.get(key) != value and not isinstance(value, (dict, list))
-    }
-    overrides = variant.overrides
-    known = {key: key.replace("::", "#").partition("#")[0] for key in overrides}
-    return (
-        {key: value for key, value in overrides.items() if known[key] in laid_over or known[key] not in evaluating},
-        overlaid | {key: value for key, value in overrides.items() if known[key] in evaluating},
-    )
+    base, evaluating = bundles.settings(bundle, "training"), bundles.settings(bundle, "evaluating")
+    divided = []
+    for variant in variants:
+        training = bundles.settings(bundle, "training", variant.overlays) if variant.overlays else base
+        overlaid = {
+            key: value
+            for key, value in training.items()
+            if key in evaluating and base.get(key) != value and not isinstance(value, (dict, list))
+        }
+        given = variant.overrides
+        known = {key: key.replace("::", "#").partition("#")[0] for key in given}
+        to_train = {
+            key: value for key, value in given.items() if known[key] in training or known[key] not in evaluating
+        }
+        to_score = {key: value for key, value in given.items() if known[key] in evaluating}
+        divided.append((to_train, overlaid | to_score))
+    return divided

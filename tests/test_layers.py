@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["errors", "progress", "configuration", "heartbeat", "tables", "terminal"],
+    ["errors", "progress", "configuration", "heartbeat", "tables", "terminal", "child_process"],
     ["atomic", "config_check", "labels", "encoders"],
     ["paired_picture"],
     [
