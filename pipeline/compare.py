@@ -120,12 +120,7 @@ def _table(trial: Trial) -> dict[str, Any]:
 
 
 def _pooled(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    if len(tables) == 1:
-        return tables[0]
-    patients = [row for table in tables for row in table["patients"]]
-    cases = [row for table in tables for row in table["cases"]]
-    summary = {m: evaluate._means([row[m] for row in patients]) for m in tables[0]["summary"]}
-    return {"classes": tables[0]["classes"], "cases": cases, "patients": patients, "summary": summary}
+    return tables[0] if len(tables) == 1 else evaluate.pooled_table(tables)
 
 
 def _about(plan: Plan, tables: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
