@@ -38,7 +38,7 @@ FLOORS = [
     ["children"],
     ["compare"],
     ["cli_compare"],
-    ["bundle", "predict", "evaluate", "patient_dice", "preview"],
+    ["preview"],
     ["augmented"],
     ["cli"],
     ["__main__"],
