@@ -172,6 +172,20 @@ def test_a_seed_makes_the_folds_whatever_the_order_of_the_files():
     assert folds_of(split_into_folds(manifest, 5, 2)) != forward
 
 
+def test_the_seed_and_the_fold_choose_who_validates():
+    fields = dataset(40).model_dump(exclude_unset=True)
+    rows = [row | {"fold": 1} for row in fields["unassigned"]]
+
+    def validating(seed, number):
+        record = {"by": "patient", "folds": 3, "seed": seed, "validation": 0.5}
+        view = manifests.one_fold(Manifest(**(fields | {"split": record, "unassigned": rows})), number)
+        return patients(view, "validation")
+
+    assert len(validating(1, 2)) == 20
+    assert validating(1, 2) != validating(2, 2)
+    assert validating(1, 2) != validating(1, 3)
+
+
 def test_new_patients_are_dealt_and_the_old_keep_their_folds():
     before = split_into_folds(dataset(10), 5, 1)
     grown = dataset(15, rows=before.model_dump(exclude_unset=True)["unassigned"]).model_copy(

@@ -66,6 +66,8 @@ def test_a_new_image_joins_the_cluster_and_the_partition_of_its_near_duplicate()
 def test_what_was_one_cluster_stays_one_and_clusters_of_one_partition_may_join():
     before = grouped(images("abc"), "ab", "c")
     assert patients(grouped(before, "a", "b", "c")) == patients(before)
+    chain = grouped(images("amn"), "mn", "a")
+    assert set(patients(grouped(chain, "na", "m")).values()) == {"a"}
     joined = grouped(images("n", {"by": "cluster"}, training="ab"), "anb")
     assert set(patients(joined).values()) == {"a"}
 
