@@ -37,7 +37,7 @@ FLOORS = [
     ["paired", "trials"],
     ["children"],
     ["compare"],
-    ["cli_compare"],
+    ["cli_compare", "cli_data"],
     ["preview"],
     ["augmented"],
     ["cli"],
