@@ -83,7 +83,7 @@ def crossvalidate(
 
     Further words are overrides: --width 8. The same command again goes on where it was stopped.
     """
-    from pipeline import child_process, tables, trials
+    from pipeline import child_process, instance_scores, tables, trials
     from pipeline import compare as comparing
 
     common = _overrides(context, minutes)
@@ -103,9 +103,8 @@ def crossvalidate(
     table = comparing.cross_validate(plan, run=child_process.start_child, say=_say_now)
     say("")
     console.print(tables.scores(table))
-    say("")
-    console.print(tables.means(table))
-    say("\n" + "\n".join(table["cautions"]))
+    objects = instance_scores.lines(table["instances"]) if "instances" in table else []
+    say("\n".join([*tables.notes(table), *objects, *table["cautions"]]))
     say(f"Every case: {output / comparing.CROSS_VALIDATION}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from pipeline.atomic import atomic
 from pipeline.children import Run, Say, read_plan, run_trials, write_plan
 from pipeline.errors import InputError
 from pipeline.manifest import read
+from pipeline.metrics import bootstrap_interval
 from pipeline.parent import ParentRun
 from pipeline.trials import Plan, Trial, Variant, check, trials
 
@@ -59,8 +60,8 @@ def cross_validate(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
         say: told what begins and what has ended.
 
     Returns:
-        What is written to `cross_validation.json`: an evaluation's table of all patients, with `mean` and
-        `interval` (95 % bootstrap) over patients of every measure, the plan, and `cautions`.
+        What is written to `cross_validation.json`: an evaluation's table of all patients, the plan, and
+        `cautions`.
 
     Raises:
         InputError: the manifest has no folds, an override is wrong, or the folder holds another plan.
@@ -71,8 +72,7 @@ def cross_validate(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
     with _parent(plan) as parent:
         tables = _tables(plan, parent, run, say)
         (table,) = tables.values()
-        found = {**table, **_about(plan, tables), "mean": paired.means(paired.per_patient(table))}
-        found["interval"] = paired.intervals(table)
+        found = table | _about(plan, tables)
         found["cautions"] = paired.cautions(len(found["patients"]), found["unit"], len(plan.seeds), _folds(plan))
         _write(found, plan.output / CROSS_VALIDATION)
         parent.log(_mean_scalars(found), [plan.output / CROSS_VALIDATION])
@@ -112,27 +112,24 @@ def _tables(plan: Plan, parent: ParentRun, run: Run, say: Say) -> dict[tuple[str
     groups: dict[tuple[str, int], list[Trial]] = {}
     for trial in planned:
         groups.setdefault((trial.variant, trial.seed), []).append(trial)
-    return {key: _pooled([_table(trial) for trial in group]) for key, group in groups.items()}
+    return {key: evaluate.pooled_table([_table(trial) for trial in group]) for key, group in groups.items()}
 
 
 def _table(trial: Trial) -> dict[str, Any]:
     return dict(json.loads((trial.evaluation / evaluate.TABLE).read_text()))
 
 
-def _pooled(tables: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return tables[0] if len(tables) == 1 else evaluate.pooled_table(tables)
-
-
 def _about(plan: Plan, tables: Mapping[tuple[str, int], Mapping[str, Any]]) -> dict[str, Any]:
     """What was compared: enough to do it again."""
-    manifest = read(plan.manifest)
+    manifest, table = read(plan.manifest), next(iter(tables.values()))
     return {
         "kind": plan.kind,
         "bundle": plan.bundle.name,
         "manifest": manifest.name,
         "manifest_sha256": manifest.digest(),
-        "unit": next(iter(tables.values())).get("unit", "patient"),
-        "classes": next(iter(tables.values()))["classes"],
+        "unit": table["unit"],
+        "classes": table["classes"],
+        "headline": paired.headline(table),
         "variants": _variants(plan),
         "common": _shown(plan.common),
         "seeds_trained": list(plan.seeds),
@@ -155,7 +152,7 @@ def _folds(plan: Plan) -> int | None:
 def _difference_scalars(found: Mapping[str, Any]) -> dict[str, float]:
     values = {}
     for row in found["differences"]:
-        if row["measure"] in paired.headline(found["classes"], [row["measure"]]) and row["mean"] is not None:
+        if row["measure"] in found["headline"] and row["mean"] is not None:
             name = f"{row['first']}-{row['second']}_{row['measure']}"
             values[name] = row["mean"]
             values |= dict(zip((f"{name}_low", f"{name}_high"), row["interval"] or (), strict=False))
@@ -163,11 +160,16 @@ def _difference_scalars(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _mean_scalars(found: Mapping[str, Any]) -> dict[str, float]:
+    """Means over patients and the ends of their intervals, under the names that an evaluation's run has."""
+    scores = paired.per_patient(found)
     values = {}
-    for name in paired.headline(found["classes"], list(found["mean"])):
-        if (value := found["mean"][name]) is not None:
-            values[f"test_{name}"] = value
-            values |= dict(zip((f"test_{name}_low", f"test_{name}_high"), found["interval"][name] or (), strict=False))
+    for name in found["headline"]:
+        defined = [value for row in scores.values() if (value := row.get(name)) is not None]
+        if defined:
+            values[f"test_{name}"] = sum(defined) / len(defined)
+            values |= dict(
+                zip((f"test_{name}_low", f"test_{name}_high"), bootstrap_interval(defined) or (), strict=False)
+            )
     return values
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.evaluate import NETWORK
+from pipeline.evaluate import INSTANCES, NETWORK
+from pipeline.instance_scores import PRINTED
 from pipeline.metrics import bootstrap_interval
-
-FEW = 30
-"""Below so many patients a bootstrap interval is too narrow to be taken at its word."""
+from pipeline.tables import FEW, PER_CLASS
 
 Scores = dict[str, dict[str, float | None]]
 """Patient -> measure -> value; None where the measure is not defined for the patient."""
@@ -34,8 +34,14 @@ def measures(row: Mapping[str, Any], prefix: str = "") -> dict[str, float | None
 
 
 def per_patient(table: Mapping[str, Any]) -> Scores:
-    """The scores of every patient of an evaluation's table."""
-    return {row["patient"]: measures(row[NETWORK]) for row in table["patients"]}
+    """Every patient's scores in an evaluation's table; of objects, where they are scored, the mean of its images."""
+    scores = {row["patient"]: measures(row[NETWORK]) for row in table["patients"]}
+    images: dict[str, list[dict[str, float | None]]] = defaultdict(list)
+    for case in table.get(INSTANCES, {"cases": []})["cases"]:
+        images[case["patient"]].append(measures(case))
+    for patient, rows in images.items():
+        scores[patient] |= {name: _mean([row[name] for row in rows]) for name in rows[0]}
+    return scores
 
 
 def seed_means(tables: Sequence[Mapping[str, Any]]) -> Scores:
@@ -121,19 +127,11 @@ def means(scores: Scores) -> dict[str, float | None]:
     return {name: _mean([v for row in scores.values() if (v := row.get(name)) is not None]) for name in names}
 
 
-def intervals(table: Mapping[str, Any]) -> dict[str, tuple[float, float] | None]:
-    """95 % bootstrap interval over patients of every measure's mean in an evaluation's table."""
-    scores = per_patient(table)
-    names = dict.fromkeys(name for row in scores.values() for name in row)
-    return {
-        name: bootstrap_interval([v for row in scores.values() if (v := row.get(name)) is not None]) for name in names
-    }
-
-
-def headline(classes: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Which measures are shown first: Dice of every class but the background, then IoU where it is scored."""
-    wanted = [f"{score}_{name}" for score in ("dice", "iou") for name in classes[1:]]
-    return [name for name in wanted if name in names]
+def headline(table: Mapping[str, Any]) -> list[str]:
+    """The measures to show of an evaluation's table: those that it says itself, per class, and those of its objects."""
+    per_class = [(m, [f"{m}_{name}" for name in table["classes"][1:]]) for m in table["measures"]]
+    shown = [name for measure, names in per_class for name in (names if measure in PER_CLASS else [measure])]
+    return [*shown, *(PRINTED if INSTANCES in table else ())]
 
 
 def cautions(patients: int, unit: str, seeds: int, folds: int | None) -> list[str]:

@@ -18,7 +18,7 @@ MARKERS = "osD^vP"
 """Of the variants: Okabe and Ito's palette, and a shape each, so that no colour need be told from another."""
 
 MOST_ROWS = 6
-"""Classes that are shown, the first ones."""
+"""Measures that are shown, the first ones. IoU is not: it falls and rises with Dice."""
 
 JITTER = 0.12
 """Width over which the dots of a difference are spread, so that equal ones are seen."""
@@ -27,21 +27,21 @@ PIXELS_PER_INCH = 130
 
 
 def save(found: Mapping[str, Any], path: Path) -> None:
-    """Draw Dice of every class, a row each, and write a PNG.
+    """Draw Dice of every class and what else the evaluation shows, a row each, and write a PNG.
 
     Args:
-        found: from `pipeline.paired.comparison`, with `classes` and `unit`.
+        found: from `pipeline.paired.comparison`, with `headline` and `unit`.
         path: of the picture.
     """
-    shown = found["classes"][1:][:MOST_ROWS]
+    shown = [name for name in found["headline"] if "iou" not in name][:MOST_ROWS] or found["headline"][:1]
     others = len(found["means"]) - 1
     figure = Figure(figsize=(4.5 + 1.6 * (2 * others + 1), 0.4 + 3.6 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), 2, squeeze=False, width_ratios=(others + 1, others))
     for (left, right), name in zip(axes, shown, strict=True):
-        _scores(left, found, f"dice_{name}")
-        left.set_ylabel(f"Dice of {name}")
-        _differences(right, found, f"dice_{name}")
-        right.set_ylabel(f"Difference in Dice of {name}")
+        _scores(left, found, name)
+        left.set_ylabel(name)
+        _differences(right, found, name)
+        right.set_ylabel(f"difference in {name}")
     axes[0, 0].set_title(f"{len(found['patients'])} {found['unit']}s, a line each", fontsize="medium")
     axes[0, 1].set_title("Differences, mean with\n95 % interval", fontsize="medium")
     FigureCanvasAgg(figure)  # draws without a screen

@@ -82,9 +82,9 @@ def _between(interval: Sequence[float] | None) -> str:
 
 
 def paired_scores(found: Mapping[str, Any]) -> Table:
-    """Dice per class of every variant and the differences to the first: one line per patient."""
+    """What is shown of every variant, and the differences to the first: one line per patient."""
     first, *others = found["means"]
-    names = [f"dice_{name}" for name in found["classes"][1:]]
+    names = found["headline"]
     columns = [f"{what} {name}" for name in names for what in (*found["means"], *(f"{first} - {o}" for o in others))]
     differences = {(row["second"], row["measure"]): row for row in found["differences"]}
     rows = []
@@ -100,7 +100,7 @@ def paired_scores(found: Mapping[str, Any]) -> Table:
 def paired_differences(found: Mapping[str, Any]) -> Table:
     """Means, paired difference with its interval and spread between seeds: one line per measure and pair."""
     rows = []
-    for row in found["differences"]:
+    for row in (row for row in found["differences"] if row["measure"] in found["headline"]):
         first, second, name = row["first"], row["second"], row["measure"]
         mean_and_spread = [
             [_shown(found["means"][v].get(name), ".4f", "-"), _shown(found["seed_spread"][v].get(name), ".4f", "-")]
@@ -118,15 +118,6 @@ def paired_differences(found: Mapping[str, Any]) -> Table:
         )
     columns = ("first - second", "measure", "first", "second", "spread of seeds", "of seeds", "difference")
     return _table((*columns, "95 % interval", f"{found['unit']}s"), rows)
-
-
-def means(table: Mapping[str, Any]) -> Table:
-    """Mean over patients of every measure of a cross-validation, with its interval."""
-    rows = [
-        (name, _shown(mean, ".4f", "-"), _interval(table["interval"][name], ".4f"))
-        for name, mean in table["mean"].items()
-    ]
-    return _table((f"mean over {len(table['patients'])} {table['unit']}s", "", "95 % interval"), rows)
 
 
 def _interval(ends: Sequence[float] | None, digits: str) -> str:

@@ -9,8 +9,8 @@ import torch
 from pipeline import children, trials
 from pipeline.bundle import parse_overrides
 from pipeline.errors import DataError, InputError
-from pipeline.evaluate import tabulate
 from pipeline.manifest import read
+from pipeline.patient_table import tabulate
 from tests.test_trials import plan
 
 
@@ -65,7 +65,7 @@ def leave_evaluation(settings):
     ]
     folder = Path(settings["output_dir"])
     folder.mkdir(parents=True)
-    table = {"partition": "test"} | tabulate(rows, ["cell", "membrane"])
+    table = {"partition": "test", "measures": ["dice", "iou"]} | tabulate(rows, ["cell", "membrane"])
     (folder / "evaluation.json").write_text(json.dumps(table))
 
 

@@ -82,3 +82,18 @@ def test_what_the_interval_cannot_say():
     many = paired.cautions(200, "cluster", seeds=1, folds=None)
     assert len(many) == 2
     assert "patient" not in " ".join(many)
+
+
+def test_scores_of_objects_are_those_of_a_patients_images():
+    with_objects = table(p1=0.5, p2=0.6)
+    cases = [("p1", 0.25), ("p1", 0.75), ("p2", 1.0)]
+    with_objects["instances"] = {"cases": [{"id": "x", "patient": p, "aji": v, "merged": 3} for p, v in cases]}
+    scores = paired.per_patient(with_objects)
+    assert [scores[patient]["aji"] for patient in ("p1", "p2")] == [0.5, 1.0]
+    assert "merged" not in scores["p1"]
+
+
+def test_what_is_shown_is_what_the_evaluation_shows():
+    assert paired.headline(table(p1=0.5) | {"measures": ["dice", "miou"]}) == ["dice_cell", "miou"]
+    shown = paired.headline(table(p1=0.5) | {"measures": ["iou"], "instances": {"cases": []}})
+    assert shown[:3] == ["iou_cell", "aji", "ap_50"]
