@@ -106,7 +106,7 @@ def test_weights_come_from_a_file(tmp_path, published, wrap, prefix):
 def test_files_of_old_pytorch_do_not_count_batches(tmp_path, published):
     weights = {k: v for k, v in published.state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(weights, tmp_path / "w.pth")
-    loaded = with_encoder_weights(shapes("resnet18"), str(tmp_path / "w.pth")).encoder.state_dict()
+    loaded = with_encoder_weights(resnet18(), str(tmp_path / "w.pth")).encoder.state_dict()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights if not name.startswith("fc."))
 
 
