@@ -15,6 +15,7 @@ from skimage.filters import threshold_otsu
 
 from pipeline import instance_scores, overlay
 from pipeline.atomic import atomic
+from pipeline.batches import cases_of, classes
 from pipeline.checkpoint import training_of
 from pipeline.errors import InputError
 from pipeline.index import file_digest
@@ -24,7 +25,6 @@ from pipeline.patient_table import tabulate
 from pipeline.provenance import refuse_overlap
 from pipeline.scoring import Scored, Scorer
 from pipeline.tables import MEASURES
-from pipeline.tracking import cases_of, classes
 
 BASELINE = "otsu"
 NETWORK = "network"

@@ -10,10 +10,10 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from monai.utils import CommonKeys
 
+from pipeline.batches import cases_of
+from pipeline.batches import classes as class_indices
 from pipeline.errors import DataError
 from pipeline.metrics import dice, overlap_counts, pooled
-from pipeline.tracking import cases_of
-from pipeline.tracking import classes as class_indices
 
 
 class PatientDice(Metric):

@@ -24,6 +24,7 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
 from pipeline import overlay
+from pipeline.batches import cases_of, classes
 from pipeline.checkpoint import TrainingState
 from pipeline.configuration import VALUE_LENGTH, flattened, running_config
 from pipeline.errors import DataError, InputError, user_error
@@ -387,18 +388,6 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics that are one finite number."""
     values = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
     return {name: float(v) for name, v in values.items() if isinstance(v, (int, float)) and np.isfinite(v)}
-
-
-def cases_of(engine: Engine) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """An engine's batch taken apart into cases: the item with its `id` and `patient`, and the output for it."""
-    items: Any = engine.state.batch
-    outputs: Any = engine.state.output
-    return list(zip(items, outputs, strict=True))
-
-
-def classes(label: np.ndarray) -> np.ndarray:
-    """(1, H, W) class indices or (classes, H, W) one-hot -> (H, W) class indices."""
-    return label[0].astype(np.uint8) if label.shape[0] == 1 else label.argmax(0).astype(np.uint8)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

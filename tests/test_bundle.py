@@ -206,7 +206,9 @@ def test_null_reaches_monai():
 
 
 def test_unknown_bundles_workflows_and_overlays_are_named():
-    with pytest.raises(InputError, match=f"no bundle 'brain'; there is brain_mri_segmentation, chest_xray_segmentation, {EM}"):
+    with pytest.raises(
+        InputError, match=f"no bundle 'brain'; there is brain_mri_segmentation, chest_xray_segmentation, {EM}"
+    ):
         bundle.find("brain")
     with pytest.raises(InputError, match=r"no workflow 'trainig'; did you mean 'training'\?"):
         bundle.base_config(bundle.find(EM), "trainig")

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 FLOORS = [
     ["errors", "progress", "configuration", "heartbeat", "tables", "terminal", "child_process"],
-    ["atomic", "config_check", "labels", "encoders"],
+    ["atomic", "config_check", "labels", "encoders", "batches"],
     ["paired_picture"],
     [
         "networks",

@@ -1,0 +1,20 @@
+"""An engine's batch taken apart into cases, and its labels as class indices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine
+
+
+def cases_of(engine: Engine) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """An engine's batch taken apart into cases: the item with its `id` and `patient`, and the output for it."""
+    items: Any = engine.state.batch
+    outputs: Any = engine.state.output
+    return list(zip(items, outputs, strict=True))
+
+
+def classes(label: np.ndarray) -> np.ndarray:
+    """(1, H, W) class indices or (classes, H, W) one-hot -> (H, W) class indices."""
+    return label[0].astype(np.uint8) if label.shape[0] == 1 else label.argmax(0).astype(np.uint8)
