@@ -1,11 +1,9 @@
-"""What is wrong with a dataset, said before a training believes it: files, labels, leaks."""
+"""What is wrong with a dataset, said before a training believes it: files, labels, and the leaks that others find."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +12,48 @@ import numpy as np
 from pipeline.errors import DataError, InputError
 from pipeline.index import file_digest
 from pipeline.labels import to_class_indices
+from pipeline.leaks import by_section, declared_leaks, places
 from pipeline.loading import page_shapes, read_page
-from pipeline.manifest import PARTITIONS, Case, Finding, Manifest, read, require_partitions
+from pipeline.lookalikes import lookalikes
+from pipeline.manifest import Case, Finding, Manifest, read, require_partitions
 from pipeline.progress import Progress, silent
+
+BROKEN = ("missing file", "unreadable file", "missing page")
+"""Rules whose cases are not opened again."""
 
 SHOWN = 5
 """Findings that an error message lists before it refers to `overtile audit`."""
 
 
-def audit(manifest: Manifest, root: Path, *, thorough: bool = True, progress: Progress = silent) -> list[Finding]:
+def audit(
+    manifest: Manifest,
+    root: Path,
+    *,
+    thorough: bool = True,
+    picture: Path | None = None,
+    progress: Progress = silent,
+) -> list[Finding]:
     """Check a dataset.
 
-    The cheap part reads the manifest and headers: missing files, shapes, patients and equal pixels
-    in two partitions. The thorough part decodes every case: changed and unreadable files, undeclared raw label
-    values, NaN, constant images, classes that no case has.
+    The cheap part reads the manifest and headers: missing files, shapes, patients, studies and equal pixels in two
+    partitions or folds. The thorough part decodes every case: changed and unreadable files, undeclared raw label
+    values, NaN, constant images, classes that no case has, near-duplicates of two patients.
 
     Args:
         manifest: what to check.
         root: folder that the manifest's paths are relative to.
         thorough: also decode every case.
+        picture: PNG to write near-duplicates to, side by side, if there are any; None writes none.
         progress: told about every case.
 
     Returns:
         Findings, errors first.
     """
-    findings = [*_patients(manifest), *_equal_pixels(manifest), *_sections(manifest), *_cases_to_use(manifest)]
+    findings = [*declared_leaks(manifest), *_cases_to_use(manifest)]
     findings += _files(manifest, root)
     if thorough:
-        broken = {finding.case for finding in findings if finding.rule in ("missing file", "unreadable file")}
-        findings += _contents(manifest, root, broken, progress)
+        findings += _contents(manifest, root, _broken(findings), progress)
+        findings += lookalikes(manifest, root, _broken(findings), picture, progress)
     return sorted(findings, key=lambda finding: (finding.severity, finding.rule, finding.case))
 
 
@@ -98,60 +109,19 @@ def _item(case: Case, folder: Path) -> dict[str, Any]:
     return item
 
 
-def _patients(manifest: Manifest) -> Iterator[Finding]:
-    if manifest.split and manifest.split.get("by") == "section":
-        return
-    homes: dict[str, set[str]] = defaultdict(set)
-    for name, case in manifest.assigned():
-        homes[case.patient].add(name)
-    for patient, names in homes.items():
-        if len(names) > 1:
-            yield Finding(
-                "error", "patient in two partitions", patient, f"patient {patient} is in {' and '.join(sorted(names))}"
-            )
-
-
-def _equal_pixels(manifest: Manifest) -> Iterator[Finding]:
-    seen: dict[str, list[tuple[str, Case]]] = defaultdict(list)
-    for name, case in manifest.assigned():
-        if case.pixels:
-            seen[case.pixels].append((name, case))
-    for twins in seen.values():
-        (name, first), *others = twins
-        for other_name, other in others:
-            if other_name != name:
-                message = f"{first.id} in {name} and {other.id} in {other_name} have the same pixels"
-                yield Finding("error", "equal pixels in two partitions", other.id, message)
-            else:
-                message = f"{first.id} and {other.id}, both in {name}, have the same pixels"
-                yield Finding("warning", "equal pixels", other.id, message)
-
-
-def _sections(manifest: Manifest) -> Iterator[Finding]:
-    """Where sections of one stack were split: those of two partitions must keep the declared gap."""
-    if not manifest.split or manifest.split.get("by") != "section":
-        return
-    gap = int(manifest.split.get("gap", 1))
-    stacks: dict[str, list[tuple[int, str, Case]]] = defaultdict(list)
-    for name, case in manifest.cases():
-        if name in PARTITIONS and case.page is not None:
-            stacks[case.image].append((case.page, name, case))
-    for sections in stacks.values():
-        ordered = sorted(sections, key=lambda section: section[0])
-        for (page, name, _), (next_page, next_name, case) in pairwise(ordered):
-            if name != next_name and next_page - page <= gap:
-                message = f"sections {page} ({name}) and {next_page} ({next_name}) are nearer than the gap of {gap}"
-                yield Finding("error", "no gap between partitions", case.id, message)
+def _broken(findings: Sequence[Finding]) -> set[str]:
+    return {finding.case for finding in findings if finding.rule in BROKEN}
 
 
 def _cases_to_use(manifest: Manifest) -> Iterator[Finding]:
-    by_section = bool(manifest.split and manifest.split.get("by") == "section")
-    assigned = {case.id for _, case in manifest.assigned()}
-    idle = [case.id for _, case in manifest.cases() if case.id not in assigned]
-    if idle and not by_section:
-        message = f"{len(idle)} cases have no partition and are not used; `overtile split` deals them"
-        yield Finding("warning", "unassigned cases", idle[0], message)
-    for name, case in manifest.assigned():
+    assigned = list(manifest.assigned())
+    used = {case.id for _, case in assigned}
+    rest = [case for _, case in manifest.cases() if case.id not in used]
+    if rest and not by_section(manifest):
+        place = places(manifest).removesuffix("s")
+        message = f"{len(rest)} cases have no {place} and are not used; `overtile split` deals them"
+        yield Finding("warning", "unassigned cases", rest[0].id, message)
+    for name, case in assigned:
         if case.label is None:
             yield Finding("error", "no label", case.id, f"{case.id} in {name} has no label")
 

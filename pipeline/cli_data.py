@@ -146,6 +146,9 @@ def audit(
     manifest: Annotated[Path, typer.Argument(help="Manifest to check.")],
     dataset_dir: Folder = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the findings here.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="PNG of near-duplicates; default: MANIFEST's name with _near_duplicates.png.")
+    ] = None,
 ) -> None:
     """Check a dataset: files, shapes, label values, leaks. Exit code 1 if there are errors."""
     from dataclasses import asdict
@@ -157,13 +160,16 @@ def audit(
     root = dataset_dir or manifest.parent
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; say --dataset-dir")
-    findings = auditing.audit(read(manifest), root, progress=_progress)
+    picture = pairs or manifest.with_name(f"{manifest.stem}_near_duplicates.png")
+    findings = auditing.audit(read(manifest), root, picture=picture, progress=_progress)
     if json_file:
         with atomic(json_file) as temporary:
             temporary.write_text(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
     _print_findings(findings)
     errors = sum(finding.severity == "error" for finding in findings)
     _print(f"{errors} errors, {len(findings) - errors} warnings in {manifest}")
+    if any(finding.rule.startswith("near-duplicate") for finding in findings):
+        _print(f"near-duplicates side by side, the most alike first -> {picture}")
     if errors:
         raise typer.Exit(DataError.exit_code)
 

@@ -1,8 +1,11 @@
+import json
 import shutil
 
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
+from scipy import ndimage
 
 from pipeline import manifest as manifests
 from pipeline.audit import audit, checked_cases
@@ -89,6 +92,79 @@ def test_sections_nearer_than_the_gap(site):
 
     edited(site / "manifest.json", site / "manifest.json", by_section)
     assert rules(site, thorough=False) == {("error", "no gap between partitions")}
+
+
+def copied(site, change, partition, patient="somebody else"):
+    """A changed copy of the first case of training, in a partition, under another patient's name."""
+    first = json.loads((site / "manifest.json").read_text())["training"][0]
+    image = tifffile.imread(site / first["image"], key=first["page"])
+    tifffile.imwrite(site / "copy.tif", change(image), photometric="minisblack")
+    label = tifffile.imread(site / first["label"], key=first["page"])
+    tifffile.imwrite(site / "copy_label.tif", change(label), photometric="minisblack")
+    row = {"id": "copy", "patient": patient, "image": "copy.tif", "label": "copy_label.tif"}
+    edited(site / "manifest.json", site / "manifest.json", lambda m: m[partition].append(row))
+    return first["id"]
+
+
+def test_a_mirrored_copy_under_another_name_in_two_partitions(site, overtile):
+    twin = copied(site, lambda image: image[:, ::-1], "test")
+    code, output = overtile("audit", site / "manifest.json")
+    told = (
+        f"warning  near-duplicate in two partitions  {twin} in training and copy in test correlate by 1.0000 (mirrored)"
+    )
+    picture = site / "manifest_near_duplicates.png"
+    assert code == 0
+    assert told in output
+    assert f"side by side, the most alike first -> {picture}" in output
+    with Image.open(picture) as panels:
+        assert panels.size == (3 * 256 + 2 * 4, 256 + 18 + 4)
+        assert np.asarray(panels)[40:250, 530:].max() == 0  # after registration nothing differs
+
+
+def test_a_copy_in_the_same_partition_hints_at_one_patient_under_two_names(site, tmp_path):
+    copied(site, lambda image: image[::-1], "training")
+    found = audit(manifests.read(site / "manifest.json"), site, picture=tmp_path / "pairs.png")
+    assert [(finding.severity, finding.rule) for finding in found] == [("warning", "near-duplicate")]
+    assert found[0].message.endswith("may be one")
+    assert (tmp_path / "pairs.png").exists()
+
+
+def test_without_near_duplicates_there_is_no_picture(site):
+    audit(manifests.read(site / "manifest.json"), site, picture=site / "pairs.png")
+    assert not (site / "pairs.png").exists()
+
+
+def test_a_copy_of_ones_own_slice_is_no_leak(site):
+    patient = json.loads((site / "manifest.json").read_text())["training"][0]["patient"]
+    copied(site, lambda image: image[:, ::-1], "training", patient)
+    assert rules(site) == set()
+
+
+def test_near_duplicates_in_two_folds(site):
+    copied(site, lambda image: image[:, ::-1], "test")
+
+    def into_folds(m):
+        rows = [case | {"fold": 1} for case in m.pop("training") + m.pop("validation")]
+        m["unassigned"] = rows + [case | {"fold": 2} for case in m.pop("test")]
+        m["split"] = {"by": "patient", "folds": 2, "seed": 1, "validation": 0.5}
+
+    edited(site / "manifest.json", site / "manifest.json", into_folds)
+    assert rules(site) == {("warning", "near-duplicate in two folds")}
+
+
+def test_tiles_of_one_picture_in_two_partitions_where_no_patient_is_known(tmp_path):
+    whole = np.random.default_rng(1).integers(0, 255, (64, 128), np.uint8)
+    whole = ndimage.gaussian_filter(whole, 2)
+    rows = []
+    for number, name in enumerate(("left", "right")):
+        tifffile.imwrite(tmp_path / f"{name}.tif", whole[:, 64 * number : 64 * (number + 1)])
+        tifffile.imwrite(tmp_path / f"{name}_label.tif", np.zeros((64, 64), np.uint8))
+        rows.append({"id": name, "patient": name, "image": f"{name}.tif", "label": f"{name}_label.tif"})
+    fields = {"labels": {"0": "all"}, "label_values": {"0": 0}, "training": rows[:1], "test": rows[1:]}
+    tiles = manifests.Manifest(name="tiles", modality={"0": "light"}, split={"by": "image"}, **fields)
+    (found,) = audit(tiles, tmp_path)
+    assert found.rule == "adjoining images in two partitions"
+    assert "right in test lies to the right of left in training: tiles of one picture" in found.message
 
 
 def test_training_takes_checked_cases_with_absolute_paths(site):

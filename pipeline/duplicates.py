@@ -1,0 +1,255 @@
+"""Images that are copies of each other though no byte is the same, and the clusters that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import imagehash
+import numpy as np
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from pipeline.loading import read_page
+from pipeline.manifest import Case, Manifest
+from pipeline.progress import Progress, silent
+from pipeline.registration import (
+    FLIPS,
+    Prepared,
+    Registration,
+    best_shift,
+    comparable,
+    prepared,
+    refined,
+    resized,
+    thumbnail,
+)
+from pipeline.seams import seams
+
+DUPLICATE = 0.99
+"""Correlation after registration above which two images are copies. Of 655 MRI slices and 100 chest X-rays the most
+alike of two patients reach 0.984 and 0.976."""
+
+DUPLICATE_EDGES = 0.93
+"""What the strength of the edges must correlate by as well: slices at the top of the skull are black but for a spot,
+which alone correlates. Slices of two patients reach 0.88 in their edges; JPEG copies of quality 40 keep 0.95."""
+
+HASH_DISTANCE = 12
+"""Differing bits, of 64, up to which two perceptual hashes make a candidate. Copies that were saved as JPEG,
+brightened, or moved by 1 % of their width stay within it. So do 1.7 % of the pairs of two patients."""
+
+EVERY_PAIR = 20_000
+"""Up to so many pairs (200 images) all are candidates: hashes miss copies that were moved by more."""
+
+THUMBNAILS = 0.8
+"""Correlation of thumbnails below which a candidate is dropped. A move by half a thumbnail's pixel costs copies of
+small nuclei up to 0.2, ..."""
+
+LARGER = 0.9
+"""... and at twice the size and above less than 0.1."""
+
+COMPARED = 512
+"""Longest side, in pixels, of what is confirmed: more shows noise, not anatomy, and costs time."""
+
+BLOCK = 256
+"""Images whose hashes are compared with all others at once, so that memory grows with the images, not the pairs."""
+
+PREPARED = 400
+"""Thumbnails whose spectra are kept, 0.2 MB each."""
+
+Reader = Callable[[], np.ndarray]
+"""Reads an image, (H, W), whenever it is needed."""
+
+
+class Pair(NamedTuple):
+    """Two copies by their numbers, the smaller first, and how the second lies on the first."""
+
+    first: int
+    second: int
+    registration: Registration
+
+
+class Search(NamedTuple):
+    """What a search found: copies, most alike first; how many pairs were tried; images that show nothing."""
+
+    pairs: list[Pair]
+    candidates: int
+    blank: list[int]
+
+
+class _Sketch(NamedTuple):
+    """What is kept of an image: the hashes of its flips, (4,) uint64, and its thumbnail."""
+
+    hashes: np.ndarray
+    thumbnail: np.ndarray
+
+
+class _Likely(NamedTuple):
+    """A pair whose thumbnails correlate, and where."""
+
+    first: int
+    second: int
+    shift: tuple[int, int]
+    flip: tuple[int, int]
+
+
+def grey_page(path: Path, page: int | None = None) -> np.ndarray:
+    """The mean over the channels of a page, (H, W) float32; a constant alpha channel does not change a correlation.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    return read_page(path, page).mean(0, dtype=np.float32)
+
+
+def near_duplicates(
+    images: Sequence[Reader], *, groups: Sequence[Hashable] | None = None, progress: Progress = silent
+) -> Search:
+    """Find images that are copies of each other: saved anew, brightened, moved, mirrored, turned upside down, resized.
+
+    Candidates have nearly the same perceptual hash in one of the flips (or are all pairs, if they are few); they are
+    registered as thumbnails, then as they are. A copy correlates above `DUPLICATE`, its edges above `DUPLICATE_EDGES`.
+    Negatives, turns by 90 degrees, crops of less than half and images of other proportions are not found.
+
+    Args:
+        images: each is read once for its hash, and again for every pair that passed as thumbnails.
+        groups: of each image, say its patient; pairs inside a group are not looked at.
+        progress: told about images and pairs.
+    """
+    sketches: dict[int, _Sketch] = {}
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda reader: _sketch(reader()), images)
+        for number, sketch in enumerate(progress(found, len(images), "images hashed")):
+            if sketch is not None:
+                sketches[number] = sketch
+        kinds = np.unique([str(group) for group in groups], return_inverse=True)[1] if groups else None
+        candidates = list(_candidates(sketches, np.arange(len(images)) if kinds is None else kinds))
+        likely = _likely(sketches, candidates, pool, progress)
+        confirmed = pool.map(lambda pair: _confirmed(images, pair), likely)
+        pairs = [pair for pair in progress(confirmed, len(likely), "pairs compared") if pair is not None]
+    blank = [number for number in range(len(images)) if number not in sketches]
+    count = sum(len(others) for _, others in candidates)
+    return Search(sorted(pairs, key=lambda pair: -pair.registration.correlation), count, blank)
+
+
+def clusters(manifest: Manifest, root: Path, progress: Progress = silent) -> dict[str, str]:
+    """Group cases that a split must not divide where no patient is known.
+
+    In one cluster are copies (`near_duplicates`, and equal pixels) and neighbouring tiles of one larger picture
+    (`pipeline.seams`), and whoever is connected through them. Tiles whose common border runs through empty background
+    cannot be recognised: a cluster may be too small, never is it the whole experiment.
+
+    Args:
+        manifest: of the cases; their patients are not looked at.
+        root: folder that its paths are relative to.
+        progress: told about images and pairs.
+
+    Returns:
+        Case id -> name, `cluster-001` for that of the smallest case id.
+
+    Raises:
+        InputError: an image cannot be read.
+    """
+    cases = sorted((case for _, case in manifest.cases()), key=lambda case: case.id)
+    images = readers(cases, root)
+    links = [(pair.first, pair.second) for pair in near_duplicates(images, progress=progress).pairs]
+    links += [(seam.first, seam.second) for seam in seams(images, progress=progress)]
+    links += _equal([case.pixels for case in cases])
+    ends = np.array(links, int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(links)), (ends[0], ends[1])), shape=(len(cases), len(cases)))
+    names: dict[int, str] = {}
+    members = connected_components(graph, directed=False)[1]
+    return {
+        case.id: names.setdefault(int(member), f"cluster-{len(names) + 1:03d}")
+        for case, member in zip(cases, members, strict=True)
+    }
+
+
+def readers(cases: Sequence[Case], root: Path) -> list[Reader]:
+    """What reads the grey image of every case."""
+
+    def reader(case: Case) -> Reader:
+        return lambda: grey_page(root / case.image, case.page)
+
+    return [reader(case) for case in cases]
+
+
+def same_size(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Two images of one proportion, (H, W), both at the size of the smaller, `COMPARED` at most."""
+    smaller = min((first, second), key=lambda image: image.size)
+    share = min(1.0, COMPARED / max(smaller.shape))
+    shape = (max(1, round(smaller.shape[0] * share)), max(1, round(smaller.shape[1] * share)))
+    return resized(first, shape), resized(second, shape)
+
+
+def _equal(digests: Sequence[str | None]) -> list[tuple[int, int]]:
+    seen: dict[str, int] = {}
+    return [(seen.setdefault(digest, number), number) for number, digest in enumerate(digests) if digest]
+
+
+def _sketch(image: np.ndarray) -> _Sketch | None:
+    """None for an image that is constant or not finite: it correlates with nothing."""
+    if not comparable(image):
+        return None
+    small = thumbnail(image)
+    if not comparable(small):
+        return None
+    grey = (small - small.min()) / np.ptp(small) * 255
+    hashes = [imagehash.phash(Image.fromarray(grey[::r, ::c].astype(np.uint8))).hash for r, c in FLIPS]
+    return _Sketch(np.packbits(np.reshape(hashes, (len(FLIPS), -1)), axis=1).view(np.uint64)[:, 0], small)
+
+
+def _candidates(sketches: dict[int, _Sketch], groups: np.ndarray) -> Iterator[tuple[int, list[int]]]:
+    """Every image with the later ones of other groups that may be copies of it."""
+    numbers = np.array(sorted(sketches), int)
+    if len(numbers) < 2:
+        return
+    hashes = np.stack([sketches[number].hashes for number in numbers])
+    every = len(numbers) * (len(numbers) - 1) // 2 <= EVERY_PAIR
+    for start in range(0, len(numbers), BLOCK):
+        block = slice(start, start + BLOCK)
+        near = np.full((len(hashes[block]), len(numbers)), every)
+        for flip in range(0 if every else len(FLIPS)):
+            near |= np.bitwise_count(hashes[block, :1] ^ hashes[:, flip]) <= HASH_DISTANCE
+        near &= groups[numbers[block], None] != groups[numbers]
+        near &= numbers[block, None] < numbers
+        for number, row in zip(numbers[block], near, strict=True):
+            if row.any():
+                yield int(number), numbers[row].tolist()
+
+
+def _likely(
+    sketches: dict[int, _Sketch],
+    candidates: list[tuple[int, list[int]]],
+    pool: ThreadPoolExecutor,
+    progress: Progress,
+) -> list[_Likely]:
+    """The candidates whose thumbnails correlate."""
+
+    @lru_cache(PREPARED)
+    def ready(number: int) -> Prepared:
+        return prepared(sketches[number].thumbnail)
+
+    def tried(candidate: tuple[int, list[int]]) -> list[_Likely]:
+        number, others = candidate
+        found = []
+        for other in others:
+            if sketches[number].thumbnail.shape == sketches[other].thumbnail.shape:
+                correlation, shift, flip = best_shift(ready(number), ready(other))
+                if correlation > THUMBNAILS:
+                    found.append(_Likely(number, other, shift, flip))
+        return found
+
+    results = progress(pool.map(tried, candidates), len(candidates), "images with candidates")
+    return [pair for found in results for pair in found]
+
+
+def _confirmed(images: Sequence[Reader], likely: _Likely) -> Pair | None:
+    first, second = same_size(images[likely.first](), images[likely.second]())
+    registration = refined(first, second, likely.shift, likely.flip, least=LARGER)
+    copies = registration.correlation > DUPLICATE and registration.edges > DUPLICATE_EDGES
+    return Pair(likely.first, likely.second, registration) if copies else None
