@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from pipeline.labels import to_class_indices
 from pipeline.leaks import by_section, declared_leaks, places
 from pipeline.loading import page_shapes, read_page
 from pipeline.lookalikes import lookalikes
-from pipeline.manifest import Case, Finding, Manifest, read, require_partitions
+from pipeline.manifest import Case, Finding, Manifest, read, require_partitions, unit_name
 from pipeline.progress import Progress, silent
 
 BROKEN = ("missing file", "unreadable file", "missing page")
@@ -172,16 +174,34 @@ def _contents(manifest: Manifest, root: Path, broken: set[str], progress: Progre
     changed = _changed_files(cases, root, progress)
     findings = list(changed)
     present: set[int] = set()
+    alike: dict[tuple[int, int], list[Case]] = defaultdict(list)
     with ThreadPoolExecutor() as pool:
         results = pool.map(lambda case: _decoded(case, root, manifest.label_values, len(manifest.modality)), cases)
-        for found, classes in progress(results, len(cases), "cases"):
+        for case, (found, classes, twins) in zip(cases, progress(results, len(cases), "cases"), strict=True):
             findings += found
             present |= classes
+            for pair in twins:
+                alike[pair].append(case)
+    findings += _equal_channels(manifest, alike, len(cases))
     for index, name in manifest.labels.items():
         if cases and any(case.label for case in cases) and int(index) not in present:
             message = f"class {index} ({name}) is declared, no label has it"
             findings.append(Finding("error", "class without a case", "-", message))
     return findings
+
+
+def _equal_channels(manifest: Manifest, alike: Mapping[tuple[int, int], list[Case]], total: int) -> Iterator[Finding]:
+    """Channels that are equal in some cases and not in others: a sequence that is missing there."""
+    for (one, other), cases in alike.items():
+        if len(cases) < total:
+            names = f"{manifest.modality[str(one)]} and {manifest.modality[str(other)]}"
+            whose = sorted({case.patient for case in cases})
+            of = ", ".join(whose[:SHOWN]) + (", ..." if len(whose) > SHOWN else "")
+            message = (
+                f"the channels {names} are equal in {len(cases)} of {total} cases, of {unit_name(manifest)} {of}: "
+                "a network that compares them may fail there"
+            )
+            yield Finding("warning", "equal channels", cases[0].id, message)
 
 
 def _changed_files(cases: list[Case], root: Path, progress: Progress) -> Iterator[Finding]:
@@ -199,9 +219,12 @@ def _changed_files(cases: list[Case], root: Path, progress: Progress) -> Iterato
                 yield Finding("error", "changed file", case_id, message)
 
 
-def _decoded(case: Case, root: Path, label_values: dict[str, int], channels: int) -> tuple[list[Finding], set[int]]:
-    """Findings on one decoded case, and the classes that its label has."""
+def _decoded(
+    case: Case, root: Path, label_values: dict[str, int], channels: int
+) -> tuple[list[Finding], set[int], list[tuple[int, int]]]:
+    """Findings on one decoded case, the classes that its label has, and the pairs of channels that are equal."""
     findings: list[Finding] = []
+    twins: list[tuple[int, int]] = []
 
     def add(severity: Any, rule: str, message: str) -> None:
         findings.append(Finding(severity, rule, case.id, message))
@@ -214,6 +237,8 @@ def _decoded(case: Case, root: Path, label_values: dict[str, int], channels: int
             add("error", "NaN or infinity", f"{case.id}: {np.count_nonzero(~np.isfinite(image))} pixels are not finite")
         elif (image == image.flat[0]).all():
             add("warning", "constant image", f"{case.id}: every pixel is {image.flat[0]:g}")
+        elif len(image) == channels:
+            twins = [(i, j) for i, j in combinations(range(len(image)), 2) if (image[i] == image[j]).all()]
     except InputError as error:
         add("error", "unreadable file", str(error))
     classes: set[int] = set()
@@ -225,4 +250,4 @@ def _decoded(case: Case, root: Path, label_values: dict[str, int], channels: int
         add("error", "unusable label", str(error))
     except InputError as error:
         add("error", "unreadable file", str(error))
-    return findings, classes
+    return findings, classes, twins

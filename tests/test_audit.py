@@ -10,6 +10,8 @@ from scipy import ndimage
 from pipeline import manifest as manifests
 from pipeline.audit import audit, checked_cases
 from pipeline.errors import DataError, InputError
+from pipeline.index import index
+from pipeline.recipe import Recipe
 from tests.conftest import ROOT, edited, real
 
 CLASSES = ["cell", "membrane"]
@@ -193,3 +195,17 @@ def test_training_refuses_unassigned_cases_other_classes_and_other_folders(site)
 def test_the_real_em_manifest_is_clean():
     folder = real("isbi2012_em")
     assert audit(manifests.read(ROOT / "data_manifest" / "neuron_em.json"), folder) == []
+
+
+def test_a_sequence_that_is_missing_in_some_patients_is_a_warning(tmp_path):
+    rng = np.random.default_rng(0)
+    for patient, equal in (("a", False), ("b", True), ("c", False)):
+        image = rng.integers(0, 255, (16, 16, 2), dtype=np.uint8)
+        image[..., 1] = image[..., 0] if equal else image[..., 1]
+        tifffile.imwrite(
+            tmp_path / f"{patient}.tif", np.moveaxis(image, -1, 0), photometric="minisblack", planarconfig="separate"
+        )
+    recipe = Recipe(name="x", image="{patient}.tif", modality=["T1", "FLAIR"])
+    found = [f for f in audit(index(tmp_path, recipe), tmp_path) if f.rule == "equal channels"]
+    assert [(f.severity, f.case) for f in found] == [("warning", "b")]
+    assert found[0].message.startswith("the channels T1 and FLAIR are equal in 1 of 3 cases, of patient b:")
