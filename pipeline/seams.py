@@ -13,9 +13,9 @@ from scipy import ndimage
 from pipeline.progress import Progress, silent
 
 SEAM = 0.9
-"""Concordance above which two borders are neighbouring lines of one picture. Among 150 tiles of nuclei
-34 pairs of borders pass; none does where no seam can be (left on left, one reversed, ...), nor does any of 655 MRI
-slices or 100 X-rays."""
+"""Concordance above which two borders are neighbouring lines of one picture. Among 150 tiles of nuclei 34 pairs of
+borders pass and none where no seam can be (left on left, one reversed, ...); the groups of three and four fit a grid of
+2 x 2, but one false seam joins two of them. None of 655 MRI slices or 100 X-rays passes."""
 
 DETAIL = 8.0
 """Pixels: what is smoother along a border is light and background, in which strangers agree."""
