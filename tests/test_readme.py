@@ -13,7 +13,9 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
-TOUR, STOPPED = (block.splitlines() for block in BLOCKS if block.startswith("overtile"))
+TOUR, STOPPED, COMPARED = (block.splitlines() for block in BLOCKS if block.startswith("overtile"))
+
+PAGES = ["README.md", "docker/README.md", *(f"bundles/{p.name}/docs/README.md" for p in (ROOT / "bundles").iterdir())]
 
 SMALLER = ["--epochs", "1", "--patch", "64", "--patches_per_case", "1", "--workers", "0"]
 """Added to the tour's training, so that it takes seconds."""
@@ -24,6 +26,13 @@ def shell(words, folder):
     return subprocess.run(
         words, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
     )
+
+
+def follow(lines, folder):
+    for line in lines:
+        words = shlex.split(line)
+        done = shell(words + (SMALLER if words[1] in ("run", "compare", "crossvalidate") else []), folder)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
 def test_no_output_is_left_to_fill_in():
@@ -37,11 +46,17 @@ def test_the_tour_has_six_lines_and_runs(tmp_path):
         ["overtile", "phantom", "em", "demo/data", "--patients", "5", "--sections", "2", "--size", "64"], tmp_path
     )
     assert done.returncode == 0, done.stderr
-    for line in TOUR + STOPPED:
-        words = shlex.split(line)
-        done = shell(words + (SMALLER if words[1] == "run" else []), tmp_path)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    follow(TOUR + STOPPED, tmp_path)
     assert len(list((tmp_path / "mine/labels").rglob("image.tif"))) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_looking_and_comparing_run(tmp_path):
+    shell(["overtile", "phantom", "em", "demo/data", "--patients", "5", "--sections", "2", "--size", "64"], tmp_path)
+    follow(TOUR[:2] + COMPARED, tmp_path)
+    found = {path.name for path in tmp_path.rglob("*") if path.suffix in (".png", ".json")}
+    assert {"preview_training.png", "preview_augmented.png", "comparison.png", "cross_validation.json"} <= found
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "setup", "lint", "smoke", "test-slow", "bench", "clean"])
@@ -51,11 +66,11 @@ def test_the_makefile_has_and_lists_the_target(target):
 
 
 def test_other_commands_of_the_readme_are_make_targets():
-    others = [line for block in BLOCKS for line in block.splitlines() if line not in TOUR + STOPPED]
+    others = [line for block in BLOCKS for line in block.splitlines() if line not in TOUR + STOPPED + COMPARED]
     assert others == ["make demo", "make test"]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docker/README.md", "bundles/neuron_em_segmentation/docs/README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
     missing = [link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()]
