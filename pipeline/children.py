@@ -50,7 +50,7 @@ def run_trials(planned: Sequence[Trial], plan: Plan, run: Run, say: Say, ended: 
     for number, trial in enumerate(planned, start=1):
         place = f"[{number} of {len(planned)}] {trial.title}"
         record(trial, digest)
-        if (trial.evaluation / TABLE).is_file():
+        if is_evaluated(trial):
             say(f"{place}: was done before")
             continue
         begun, state = time.monotonic(), standing(trial.folder / "last.pt")
@@ -60,6 +60,14 @@ def run_trials(planned: Sequence[Trial], plan: Plan, run: Run, say: Say, ended: 
         say(f"{place}: evaluation")
         _child(run, evaluating_words(trial, plan), f"{trial.title}: the evaluation", ended)
         say(f"{place}: done in {(time.monotonic() - begun) / 60:.1f} minutes")
+
+
+def is_evaluated(trial: Trial) -> bool:
+    """Whether the trial's evaluation is there, with all that a comparison reads of it."""
+    try:
+        return json.loads((trial.evaluation / TABLE).read_text()).keys() >= {"patients", "measures", "unit"}
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def training_words(trial: Trial, plan: Plan, resume: bool) -> list[str]:

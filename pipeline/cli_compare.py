@@ -136,6 +136,10 @@ def _announce(plan: Plan) -> None:
     minutes = plan.common.overrides.get("minutes")
     time = f", {minutes:g} minutes each: {count * minutes:g} minutes and the evaluations" if minutes else ""
     say(f"{count} trainings ({shown}){time} -> {plan.output}")
+    for number, variant in enumerate(plan.variants):
+        for twin in plan.variants[:number]:
+            if (twin.overlays, twin.overrides) == (variant.overlays, variant.overrides):
+                say(f"{twin.name} and {variant.name} have the same settings")
 
 
 def _say_now(text: str) -> None:

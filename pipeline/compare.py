@@ -60,8 +60,7 @@ def cross_validate(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
         say: told what begins and what has ended.
 
     Returns:
-        What is written to `cross_validation.json`: an evaluation's table of all patients, the plan, and
-        `cautions`.
+        What is written to `cross_validation.json`: an evaluation's table of all patients, the plan, and `cautions`.
 
     Raises:
         InputError: the manifest has no folds, an override is wrong, or the folder holds another plan.
@@ -83,6 +82,7 @@ def _parent(plan: Plan) -> ParentRun:
     """The parent run, after everything was checked that can be checked before a training begins."""
     check(plan)
     run_id = read_plan(plan)
+    plan.output.mkdir(parents=True, exist_ok=True)
     experiment = plan.common.overrides.get("experiment") or bundles.settings(plan.bundle, "training").get("experiment")
     params = {
         "kind": plan.kind,

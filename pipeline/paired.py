@@ -136,18 +136,19 @@ def headline(table: Mapping[str, Any]) -> list[str]:
 
 def cautions(patients: int, unit: str, seeds: int, folds: int | None) -> list[str]:
     """What an interval over patients cannot say, in sentences."""
+    counted = f"{patients} {unit}{'s' if patients != 1 else ''}"
     said = [
-        f"The intervals resample {patients} {unit}s: they say how a mean would vary over other {unit}s like these, and "
-        "nothing of another site, scanner or way of labelling."
+        f"The intervals resample {counted}: they say how a mean would vary over other {unit}s like these, and nothing "
+        "of another site, scanner or way of labelling."
     ]
     if patients < FEW:
         said.append(
-            f"{patients} {unit}s are few: a bootstrap interval of fewer than {FEW} is too narrow (simulated with 5, "
-            "95 % covers 80 to 85 %)."
+            f"Too few ({counted}) to take the intervals at their word: below about {FEW} they are too narrow "
+            "(simulated with 5, 95 % covers 80 to 85 %)."
         )
     trained = f"{seeds} seeds" if seeds > 1 else "one seed"
     said.append(
-        f"Every variant was trained with {trained}; that another training gives other weights is not in the intervals"
+        f"Trained with {trained}; that another training gives other weights is not in the intervals"
         + (", see the spread between seeds." if seeds > 1 else ".")
     )
     if folds:

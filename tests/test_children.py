@@ -64,7 +64,7 @@ def leave_evaluation(settings):
         for case in read(settings["manifest"]).test
     ]
     folder = Path(settings["output_dir"])
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     table = {"partition": "test", "measures": ["dice", "iou"]} | tabulate(rows, ["cell", "membrane"])
     (folder / "evaluation.json").write_text(json.dumps(table))
 
@@ -94,6 +94,16 @@ def test_every_trial_is_trained_and_evaluated_once(two):
     again, said = FakeRuns(), []
     go(two, again, said)
     assert (again.calls, said) == ([], ["[1 of 2] a, seed 0: was done before", "[2 of 2] b, seed 0: was done before"])
+
+
+@pytest.mark.parametrize("left", ["", '{"partition": "test"}', "[]"])
+def test_an_evaluation_that_lacks_what_is_read_is_made_again(two, tmp_path, left):
+    go(two, FakeRuns())
+    table = tmp_path / "a" / "seed-0" / "evaluation" / "evaluation.json"
+    table.write_text(left)
+    run = FakeRuns()
+    go(two, run)
+    assert run.summary() == ["evaluate a/seed-0"]
 
 
 @pytest.mark.parametrize("stop_at", [1, 2, 3, 4])

@@ -107,7 +107,7 @@ def test_the_command_prints_pairs_and_what_the_interval_cannot_say(overtile, pha
     assert "4 trainings (2 variants x 2 seeds), 3 minutes each: 12 minutes and the evaluations" in output
     assert "[4 of 4] b, seed 1: evaluation" in output
     assert "+0.080" in output
-    assert "1 patients are few" in output
+    assert "Too few (1 patient) to take the intervals at their word" in output
     assert all("--minutes 3" in " ".join(call) for call in run.calls if call[0] == "run")
     code, output = overtile(*words, "--manifest", phantom_manifest, "--output", out)
     assert (code, "with other settings (common.overrides.batch_size was 2, is not set)" in output) == (2, True)

@@ -77,7 +77,7 @@ def test_other_patients_are_no_pairs():
 
 def test_what_the_interval_cannot_say():
     few = paired.cautions(20, "patient", seeds=2, folds=5)
-    assert "20 patients are few" in few[1]
+    assert few[1].startswith("Too few (20 patients)")
     assert "5 folds share training patients" in few[-1]
     many = paired.cautions(200, "cluster", seeds=1, folds=None)
     assert len(many) == 2
