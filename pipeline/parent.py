@@ -12,8 +12,9 @@ from typing import Any
 
 from pipeline.configuration import flattened
 from pipeline.errors import InputError
+from pipeline.failures import without_paths
 from pipeline.heartbeat import ELSEWHERE_SECONDS, FAILURE, PROCESS, Heart, first_beat, may_be_resumed, reconcile
-from pipeline.tracking import PARENT, artifact_location, environment, open_store, without_paths
+from pipeline.tracking import PARENT, artifact_location, environment, open_store
 
 logger = logging.getLogger("pipeline.parent")
 

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import re
 import signal
 import subprocess
 import threading
@@ -26,10 +25,11 @@ from monai.utils import CommonKeys
 from pipeline import overlay
 from pipeline.batches import cases_of, classes
 from pipeline.checkpoint import TrainingState
-from pipeline.configuration import VALUE_LENGTH, flattened, running_config
+from pipeline.configuration import flattened, running_config
 from pipeline.errors import DataError, InputError, user_error
+from pipeline.failures import without_paths
 from pipeline.heartbeat import ELSEWHERE_SECONDS, FAILURE, PROCESS, Heart, first_beat, may_be_resumed, reconcile
-from pipeline.manifest import read
+from pipeline.manifest import Case, read
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 from mlflow import MlflowClient
@@ -43,9 +43,6 @@ PARAMS_PER_CALL = 100
 
 OVERLAYS = 4
 """Validation cases whose pictures a run keeps, those of its best epoch."""
-
-PATHS = r"[^:;'\"\n]*[/\\](.*[/\\])?[^:;,'\"\n]*"
-"""From the punctuation before the first slash of a line to that after its last one: folders are named in every way."""
 
 
 PARENT = "mlflow.parentRunId"
@@ -258,11 +255,14 @@ class TrackingHandler:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         try:
             if self.run_id and not stopped:
-                self.client.set_tag(self.run_id, FAILURE, without_paths(error))
+                self.client.set_tag(self.run_id, FAILURE, without_paths(error, self._cases()))
             self._end("KILLED" if stopped else "FAILED", hint=not isinstance(user_error(error), DataError))
         except Exception as second:  # a full disk, a server that is gone: the first error is the one to tell
             logger.warning("how the run ended could not be written: %s", second)
         raise error
+
+    def _cases(self) -> list[Case]:
+        return [case for _, case in read(self.manifest).cases()]
 
     def _end(self, status: str, hint: bool = False) -> None:
         """Say how it ended, once: Ignite raises an exception's event twice."""
@@ -346,14 +346,6 @@ def artifact_location(store: str) -> str | None:
     if not store.startswith(prefix):
         return None
     return (Path(store.removeprefix(prefix)).resolve().parent / "artifacts").as_uri()
-
-
-def without_paths(error: BaseException) -> str:
-    """An error's type and text without file names, in which a patient's name may stand."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = re.sub(PATHS, "<path>", str(error))
-    return f"{type(error).__name__}: {text}"[:VALUE_LENGTH]
 
 
 def environment() -> dict[str, str]:

@@ -16,7 +16,9 @@ from monai.engines import SupervisedTrainer
 
 from pipeline import manifest as manifests
 from pipeline.errors import DataError, InputError
-from pipeline.tracking import TrackingHandler, sqlite_store, without_paths
+from pipeline.failures import without_paths
+from pipeline.manifest import Case
+from pipeline.tracking import TrackingHandler, sqlite_store
 from tests.conftest import ROOT
 
 
@@ -185,17 +187,28 @@ def test_a_failure_is_told_without_the_paths_of_patients():
 
     with pytest.raises(RuntimeError) as caught:
         wrapped()
-    assert without_paths(caught.value) == "DataError: <path>, page 3: 4 pixels are NaN"
+    assert without_paths(caught.value) == f"DataError: {HIDDEN}"
+
+
+HIDDEN = "what it says names a file, so it was told on the terminal alone"
+CASE = Case(id="P-1_003", patient="P-1", image="Doe, Jane/O'Brien: a.tif", label="Doe, Jane/label.tif")
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("/data/Doe, Mary Jane 1947/scan.tif, page 3: 4 pixels are NaN", "<path>, page 3: 4 pixels are NaN"),
-        ("Doe Jane/scan.tif: raw value 7", "<path>: raw value 7"),
-        ("[Errno 2] No such file: '/data/Doe: Jane/scan.tif'", "[Errno 2] No such file: '<path>'"),
+        ("/data/Doe, Jane/O'Brien: a.tif, page 3: 4 pixels are NaN", "P-1_003, page 3: 4 pixels are NaN"),
+        ("Doe, Jane/label.tif: raw value 7", "P-1_003: raw value 7"),
+        ("/data/Meier, Hans.tif: raw value 7", HIDDEN),
+        ("Doe, Jane/label.tif is not Doe, Jane/other.tif", HIDDEN),
         ("the loss is nan: lower it", "the loss is nan: lower it"),
     ],
 )
-def test_folders_may_be_named_in_every_way(text, told):
-    assert without_paths(ValueError(text)) == f"ValueError: {told}"
+def test_files_are_told_by_their_case_or_not_at_all(text, told):
+    assert without_paths(ValueError(text), [CASE]) == f"ValueError: {told}"
+
+
+def test_a_full_disk_is_told_without_its_file():
+    assert (
+        without_paths(OSError(28, "No space left on device", "/d/Meier, Hans.pt")) == "OSError: No space left on device"
+    )
