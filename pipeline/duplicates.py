@@ -15,7 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pipeline.loading import read_page
-from pipeline.manifest import Case, Manifest
+from pipeline.manifest import BLANK, Case, Manifest
 from pipeline.progress import Progress, silent
 from pipeline.registration import (
     FLIPS,
@@ -188,7 +188,11 @@ def same_size(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _equal(digests: Sequence[str | None]) -> list[tuple[int, int]]:
     seen: dict[str, int] = {}
-    return [(seen.setdefault(digest, number), number) for number, digest in enumerate(digests) if digest]
+    return [
+        (seen.setdefault(digest, number), number)
+        for number, digest in enumerate(digests)
+        if digest and not digest.startswith(BLANK)
+    ]
 
 
 def _sketch(image: np.ndarray) -> _Sketch | None:

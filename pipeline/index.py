@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from pipeline.errors import InputError
 from pipeline.loading import is_image, page_shapes, read_page, read_pages
-from pipeline.manifest import PARTITIONS, PUBLIC, Case, Manifest, read, unit_name
+from pipeline.manifest import BLANK, PARTITIONS, PUBLIC, Case, Manifest, read, unit_name
 from pipeline.patients import columns_of, fingerprint, identity, join, pseudonym, refuse_two_spellings, study_pseudonym
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
@@ -46,7 +46,12 @@ class _Page:
 
 
 def pixel_digest(array: np.ndarray) -> str:
-    """SHA-256 over dtype, shape and values of a decoded (C, H, W) array, whatever the file format."""
+    """SHA-256 over dtype, shape and values of a decoded (C, H, W) array, whatever the file format.
+
+    An image of one value everywhere has none but says so, as `blank 0`: two patients may well share a black slice.
+    """
+    if array.size and (array == array.flat[0]).all():
+        return f"{BLANK} {array.flat[0]:g}"
     digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
     digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

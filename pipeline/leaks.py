@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from pipeline.errors import DataError
-from pipeline.manifest import PUBLIC, Case, Finding, Manifest, unit_name
+from pipeline.manifest import BLANK, PUBLIC, Case, Finding, Manifest, unit_name
 from pipeline.patients import refuse_two_spellings
 
 PSEUDONYM = r"P-[0-9a-f]{12}"
@@ -62,7 +62,7 @@ def _spellings(manifest: Manifest) -> Iterator[Finding]:
 def _equal_pixels(manifest: Manifest) -> Iterator[Finding]:
     seen: dict[str, list[tuple[str, Case]]] = defaultdict(list)
     for name, case in manifest.assigned():
-        if case.pixels:
+        if case.pixels and not case.pixels.startswith(BLANK):
             seen[case.pixels].append((name, case))
     for twins in seen.values():
         (name, first), *others = twins

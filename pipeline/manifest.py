@@ -27,6 +27,9 @@ FOLD_MARK = "#"
 MONAI_MARK = "::"
 """What MONAI makes of every `#` in a text of a config, paths included."""
 
+BLANK = "blank"
+"""How the `pixels` of an image begin that has one value everywhere: such images are equal and yet no copies."""
+
 PUBLIC = "public names"
 """The `pseudonyms` of a manifest that keeps the patients' names."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import DataError
-from pipeline.manifest import PUBLIC, Case, Manifest
+from pipeline.manifest import BLANK, PUBLIC, Case, Manifest
 
 LENGTH = 16
 """Hexadecimal digits of a digest in a list: two among 100 000 share them with a chance below 1 in 10^9."""
@@ -114,19 +114,20 @@ def _splits(record: Mapping[str, Any], manifest: Manifest) -> set[str]:
 
 
 def _comparable(record: Mapping[str, Any], manifest: Manifest) -> bool:
-    """Whether equal pseudonyms mean one patient: not where they name images, nor where they are of two keys."""
-    keys = {record["key"], manifest.pseudonyms} - {None}
-    return len(keys) < 2 and _splits(record, manifest) <= {*WITH_PATIENTS}
+    """Whether equal pseudonyms mean one patient, or one cluster: not where they name images or are of two keys."""
+    keys, splits = {record["key"], manifest.pseudonyms} - {None}, _splits(record, manifest)
+    return len(keys) < 2 and (splits <= {*WITH_PATIENTS} or splits == {"cluster"})
 
 
 def _seen(cases: Sequence[Case], record: Mapping[str, Any], name: str, *, compare_patients: bool) -> dict[str, str]:
     """Case id -> what of it the weights have seen."""
     seen = {}
     for case in cases:
-        if case.pixels and _pixels(case) in record[name]["pixels"]:
+        blank = (case.pixels or BLANK).startswith(BLANK)
+        if not blank and _pixels(case) in record[name]["pixels"]:
             seen[case.id] = "pixels"
         elif compare_patients and _patient(case) in record[name]["patients"]:
-            seen[case.id] = "patient"
+            seen[case.id] = "cluster" if record["split_by"] == "cluster" else "patient"
     return seen
 
 

@@ -1,7 +1,13 @@
+import numpy as np
 import pytest
+import tifffile
 
+from pipeline.errors import DataError
+from pipeline.index import index
 from pipeline.leaks import declared_leaks
-from pipeline.manifest import Manifest
+from pipeline.manifest import Case, Manifest
+from pipeline.provenance import refuse_overlap, training_record
+from pipeline.recipe import Recipe
 
 
 def case(name, **fields):
@@ -56,3 +62,22 @@ def test_pseudonyms_images_and_clusters_have_no_spelling():
     assert leaks(unassigned=spelt, pseudonyms="key:0123456789ab") == set()
     assert leaks({"by": "image"}, unassigned=spelt) == set()
     assert leaks(unassigned=spelt) != set()
+
+
+def test_black_slices_of_two_patients_are_no_leak(tmp_path):
+    for patient in "ab":
+        tifffile.imwrite(tmp_path / f"{patient}.tif", np.zeros((8, 8), np.uint8))
+    found = index(tmp_path, Recipe(name="x", image="{patient}.tif"))
+    assert {case.pixels for case in found.unassigned} == {"blank 0"}
+    first, second = found.unassigned
+    dealt = found.model_copy(update={"unassigned": [], "training": [first], "test": [second]})
+    assert list(declared_leaks(dealt)) == []
+    assert refuse_overlap(training_record(dealt), dealt, "test")["overlap_with_training_pixels"] == "none"
+
+
+def test_a_cluster_that_was_trained_on_is_not_scored():
+    cases = [Case(id=name, patient="cluster of a", image=f"{name}.png", pixels=name * 64) for name in "ab"]
+    trained = Manifest(name="x", modality={"0": "grey"}, split={"by": "cluster"}, training=cases[:1])
+    scored = trained.model_copy(update={"training": [], "test": cases[1:]})
+    with pytest.raises(DataError, match=r"b \(its cluster\)"):
+        refuse_overlap(training_record(trained), scored, "test")

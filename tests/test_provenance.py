@@ -82,7 +82,8 @@ def test_public_namesakes_get_a_way_out():
         (None, site(test="a1"), "unknown: the checkpoint does not say what it was trained on"),
         ({"patients_sha256": "1"}, site(test="a1"), "unknown: the checkpoint does not say what it was trained on"),
         (training_record(site("a1", by="section")), site(test="a2", by="section"), "the same ones, as declared"),
-        (training_record(site("a1", by="cluster")), site(test="a2", by="cluster"), "unknown: which images are of one"),
+        (training_record(site("a1", by="cluster")), site(test="b2", by="cluster"), "unknown: which images are of one"),
+        (training_record(site("a1", by="image")), site(test="a2", by="image"), "unknown: which images are of one"),
     ],
 )
 def test_what_is_known_of_the_other_patients_is_said(record, manifest, patients):
