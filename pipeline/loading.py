@@ -20,6 +20,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 from PIL import Image, UnidentifiedImageError
+from scipy.ndimage import label as connected_components
 
 from pipeline import dicom
 from pipeline.atomic import atomic
@@ -183,6 +184,11 @@ def _instances(path: Path, page: int | None) -> MetaTensor:
     raw = read_page(path, page)
     if raw.shape[0] != 1 or not np.issubdtype(raw.dtype, np.integer):
         raise DataError(f"{_place(path, page)}: an instance map has one channel of whole numbers")
+    if len(np.unique(raw[raw > 0])) == 1 and (parts := connected_components(raw[0] > 0, np.ones((3, 3)))[1]) > 1:
+        raise DataError(
+            f"{_place(path, page)}: {parts} separate objects with one number, so this is a mask, not an instance map; "
+            "number every object"
+        )
     return _meta_tensor(raw.astype(np.int32), path, torch.eye(4))
 
 

@@ -53,6 +53,12 @@ def test_an_instance_map_gives_classes_and_instances(tmp_path):
     assert item["instances"].tolist() == [[[0, 7, 300]]]
 
 
+def test_a_mask_is_not_taken_for_an_instance_map(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[255, 0, 255]], np.uint8))
+    with pytest.raises(Exception, match="2 separate objects with one number, so this is a mask, not an instance map"):
+        LoadCased("instances")({"label": str(tmp_path / "a.tif")})
+
+
 def test_an_alpha_channel_that_says_nothing_is_left_out(tmp_path):
     pixels = np.arange(16, dtype=np.uint8).reshape(2, 2, 4)
     pixels[..., 3] = 255
