@@ -47,11 +47,6 @@ OVERLAYS = 4
 PATHS = r"[^:;'\"\n]*[/\\](.*[/\\])?[^:;,'\"\n]*"
 """From the punctuation before the first slash of a line to that after its last one: folders are named in every way."""
 
-
-PARENT = "mlflow.parentRunId"
-"""Tag with the id of the run that a run belongs to; MLflow shows it below that one."""
-
-
 PARENT = "mlflow.parentRunId"
 """Tag with the id of the run that a run belongs to; MLflow shows it below that one."""
 
