@@ -17,7 +17,7 @@ from pipeline.labels import to_class_indices
 from pipeline.leaks import by_section, declared_leaks, places
 from pipeline.loading import page_shapes, read_page
 from pipeline.lookalikes import lookalikes
-from pipeline.manifest import Case, Finding, Manifest, read, require_partitions, unit_name
+from pipeline.manifest import Case, Finding, Manifest, folder_of, read, require_partitions, unit_name
 from pipeline.progress import Progress, silent
 
 BROKEN = ("missing file", "unreadable file", "missing page")
@@ -80,7 +80,7 @@ def checked_cases(
     manifest_path = Path(manifest_path)
     manifest = read(manifest_path)
     require_partitions(manifest, manifest_path)
-    folder = Path(root) if root else manifest_path.parent
+    folder = Path(root) if root else folder_of(manifest_path)
     if not folder.is_dir():
         raise InputError(f"dataset folder {folder} does not exist; set `dataset_dir`")
     errors = [finding for finding in audit(manifest, folder, thorough=False) if finding.severity == "error"]

@@ -40,11 +40,15 @@ COUNTS = (
     "patience",
     "save_every",
     "depth",
+    "width",
+    "in_channels",
+    "size",
 )
 """Top-level keys that must be at least 1."""
 
 OPTIONAL_NUMBERS = (
     "minutes", "clip_norm", "patience", "save_every", "give_up_after", "elastic_sigma", "memory_gb",
+    "size",
 )  # fmt: skip
 """Top-level keys that are a number or null, whatever they are by default."""
 
@@ -162,7 +166,8 @@ def prepare(
     """The config files of a run, and its overrides with absolute paths.
 
     Raises:
-        InputError: the workflow, an overlay or an override is unknown: MONAI would take it in silence.
+        InputError: the workflow, an overlay or an override is unknown: MONAI would take it in silence. Or a path other
+            than a manifest's has a `#`, which MONAI makes `::` of.
     """
     files = [base_config(bundle, workflow), *(_overlay(bundle, name) for name in overlays)]
     parser = _parser(bundle, files)
@@ -170,13 +175,16 @@ def prepare(
         if key.replace("::", "#") not in parser:
             known = list(_config(parser))
             raise InputError(f"{bundle.name} has no key {key!r} for {workflow}{_did_you_mean(key, known)}")
-    settings = {key: _checked(key, value, _config(parser).get(key)) for key, value in overrides.items()}
+    settings = {key: _checked(key, value, _default(bundle, parser, key)) for key, value in overrides.items()}
     for key in PATH_KEYS:
         if settings.get(key) is not None:
             settings[key] = str(Path(str(settings[key])).absolute())
     settings = {key: NOTHING if value is None else value for key, value in settings.items()}
     if str(settings.get("tracking_uri")).startswith(SQLITE):
         settings["tracking_uri"] = SQLITE + str(Path(settings["tracking_uri"].removeprefix(SQLITE)).absolute())
+    for key in (*PATH_KEYS, "tracking_uri"):
+        if "#" in str(settings.get(key)) and key != "manifest":
+            raise InputError(f"--{key} {settings[key]}: MONAI cannot take a `#` in a path; rename that folder or file")
     return files, settings
 
 
@@ -241,6 +249,16 @@ def _parser(bundle: Path, files: Sequence[str]) -> ConfigParser:
 def _config(parser: ConfigParser) -> dict[str, Any]:
     config: Any = parser.config
     return config
+
+
+def _default(bundle: Path, parser: ConfigParser, key: str) -> Any:
+    """The value of a top-level key; where it is a macro, that of the key of the file that it means."""
+    value = _config(parser).get(key)
+    while isinstance(value, str) and value.startswith("%"):
+        file, key = ConfigParser.split_path_id(value[1:])
+        parser = _parser(bundle, [file]) if file else parser
+        value = parser.get(key)
+    return value
 
 
 def _checked(key: str, value: Any, default: Any) -> Any:

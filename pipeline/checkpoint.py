@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import pickle
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,17 @@ MAY_CHANGE = (
 )  # fmt: skip
 """Keys that a resume may give otherwise: where it runs and where its files lie. The manifest's digest is compared."""
 
-MODEL, TRAINING = "model", "training"
-"""The two parts of a file of weights: the `state_dict`, and what it was trained on."""
+MODEL, TRAINING, SETTINGS = "model", "training", "settings"
+"""The parts of a file of weights: the `state_dict`, what it was trained on, and the settings it was trained with."""
+
+WEIGHTS_DEPEND_ON = (
+    "class_names", "in_channels", "spatial_dims", "size", "encoder", "width", "depth", "padding", "norm", "act", "down",
+    "up", "head",
+)  # fmt: skip
+"""Keys of a bundle that must be the same wherever its weights are used; most do not show in the weights' shapes."""
+
+NULL = "$None"
+"""What an override must say to MONAI for null."""
 
 
 class SaveBest:
@@ -42,12 +52,16 @@ class SaveBest:
         network: whose `state_dict` is written.
         path: of the file.
         manifest: of the training, whose digests go with the weights.
+        config: the merged configuration; None looks up the one that the bundle is being run with.
     """
 
-    def __init__(self, network: torch.nn.Module, path: str, *, manifest: str) -> None:
+    def __init__(
+        self, network: torch.nn.Module, path: str, *, manifest: str, config: Mapping[str, Any] | None = None
+    ) -> None:
         self.network = network
         self.path = Path(path)
         self.training = training_record(read(manifest))
+        self.settings = settings_of_weights(running_config() if config is None else config)
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine's epochs."""
@@ -56,7 +70,7 @@ class SaveBest:
     def __call__(self, engine: Engine) -> None:
         """Write the weights if this epoch is the best one."""
         if engine.state.best_metric_epoch == engine.state.epoch:  # type: ignore[attr-defined]
-            save_weights(self.network, self.training, self.path)
+            save_weights(self.network, self.training, self.path, self.settings)
 
 
 class TrainingState:
@@ -92,7 +106,9 @@ class TrainingState:
         self.objects = objects
         self.evaluator: Any = evaluator
         self.training = training_record(read(manifest))
-        self.config = flattened(dict(config) if config is not None else running_config())
+        config = running_config() if config is None else dict(config)
+        self.config = flattened(config)
+        self.settings = settings_of_weights(config)
         self.run_id = ""
         self.saved: dict[str, Any] = {}
         self._lock: Any = None
@@ -250,7 +266,8 @@ class SaveLast:
         """Write the state."""
         epoch = engine.state.epoch
         if self.every is not None and epoch % self.every == 0:
-            save_weights(self.network, self.state.training, self.state.path.with_name(f"epoch_{epoch:04d}.pt"))
+            path = self.state.path.with_name(f"epoch_{epoch:04d}.pt")
+            save_weights(self.network, self.state.training, path, self.state.settings)
         save(self.state.gather(engine), self.state.path)
 
 
@@ -260,9 +277,22 @@ def save(state: Mapping[str, Any], path: Path) -> None:
         torch.save(dict(state), file)  # to a path, it would say nothing of a full disk
 
 
-def save_weights(network: torch.nn.Module, training: Mapping[str, Any], path: Path) -> None:
-    """Write a network's weights, and beside them what they were trained on (`pipeline.provenance`)."""
-    save({MODEL: network.state_dict(), TRAINING: dict(training)}, path)
+def save_weights(
+    network: torch.nn.Module, training: Mapping[str, Any], path: Path, settings: Mapping[str, Any] | None = None
+) -> None:
+    """Write a network's weights, what they were trained on (`pipeline.provenance`) and with which settings."""
+    save({MODEL: network.state_dict(), TRAINING: dict(training), SETTINGS: dict(settings or {})}, path)
+
+
+def settings_of_weights(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What weights depend on, of a merged configuration: plain values; an expression is left out, it has none yet."""
+    found = {key: _plain(config[key]) for key in WEIGHTS_DEPEND_ON if key in config}
+    return {key: value for key, value in found.items() if not str(value).startswith(("$", "@", "%"))}
+
+
+def _plain(value: Any) -> Any:
+    """The same however it was given: null as MONAI's expression, a list as a tuple."""
+    return None if value == NULL else json.loads(json.dumps(value, default=str))
 
 
 def training_of(path: str | Path) -> dict[str, Any] | None:
@@ -284,24 +314,49 @@ def standing(path: Path) -> str:
     return "finished" if saved.get("finished") else "begun" if saved.get("epoch") else "new"
 
 
-def load_weights(network: torch.nn.Module, path: str | Path) -> torch.nn.Module:
+def load_weights(
+    network: torch.nn.Module, path: str | Path, config: Mapping[str, Any] | None = None
+) -> torch.nn.Module:
     """Load weights into a network, from a file of ours or a bare `state_dict`; returns the network.
 
+    Args:
+        network: as it is configured.
+        path: of the file.
+        config: the merged configuration; None looks up the one that the bundle is being run with. Where the file says
+            with which settings the weights were trained, these must be the same.
+
     Raises:
-        InputError: the file is missing, is no checkpoint, or belongs to a network of another shape.
+        InputError: the file is missing, is no checkpoint, belongs to a network of another shape, or was trained with
+            other settings.
     """
     state = _existing(Path(path))
     if "network" in state and "optimizer" in state:
         raise InputError(f"{path}: is the state of a training; the weights to use are beside it, in model.pt")
+    was = state.get(SETTINGS)
+    was = was if isinstance(was, Mapping) else {}
+    now = settings_of_weights(running_config() if config is None else config)
+    changed = [key for key in now if key in was and was[key] != now[key]]
+    as_trained = " ".join(f"--{key} {_word(was[key])}" for key in changed)
     try:
         network.load_state_dict(state[MODEL] if isinstance(state.get(MODEL), Mapping) else state)
     except (RuntimeError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise InputError(
             f"{path}: holds the weights of another network than the one configured ({reason}); "
-            "give the same network keys (`width`, `depth`, ...) as in training"
+            + (f"give {as_trained}" if changed else "give the same network keys (`width`, `depth`, ...) as in training")
         ) from None
+    if changed:
+        differ = ", ".join(f"`{key}` was {_shown(was[key])}, is {_shown(now[key])}" for key in changed)
+        raise InputError(f"{path}: these weights were trained with other settings ({differ}); give {as_trained}")
     return network
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _word(value: Any) -> str:
+    return shlex.quote(_shown(value))
 
 
 def _existing(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pipeline import evaluate, paired, paired_picture
 from pipeline.atomic import atomic
 from pipeline.children import Run, Say, read_plan, run_trials, write_plan
 from pipeline.errors import InputError
-from pipeline.manifest import read
+from pipeline.manifest import FOLD_MARK, Manifest, read
 from pipeline.metrics import bootstrap_interval
 from pipeline.parent import ParentRun
 from pipeline.trials import Plan, Trial, Variant, check, trials
@@ -67,15 +67,24 @@ def cross_validate(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
         DataError: a training failed.
     """
     if _folds(plan) is None:
-        raise InputError(f"{plan.manifest}: has no folds; `overtile split --folds 5` deals patients to them")
+        raise InputError(f"{plan.manifest}: {_why_no_folds(plan.manifest)}")
     with _parent(plan) as parent:
         tables = _tables(plan, parent, run, say)
         (table,) = tables.values()
         found = table | _about(plan, tables)
-        found["cautions"] = paired.cautions(len(found["patients"]), found["unit"], len(plan.seeds), _folds(plan))
+        found["cautions"] = paired.cautions(
+            len(found["patients"]), found["unit"], len(plan.seeds), _folds(plan), each="fold"
+        )
         _write(found, plan.output / CROSS_VALIDATION)
         parent.log(_mean_scalars(found), [plan.output / CROSS_VALIDATION])
     return found
+
+
+def _why_no_folds(manifest: Path) -> str:
+    if "fold" in (read(manifest).split or {}):
+        whole, _, number = str(manifest).rpartition(FOLD_MARK)
+        return f"is one fold; give {whole} without {FOLD_MARK}{number} to train on every one"
+    return "has no folds; `overtile split --folds 5` deals patients to them"
 
 
 def _parent(plan: Plan) -> ParentRun:
@@ -92,6 +101,7 @@ def _parent(plan: Plan) -> ParentRun:
         "seeds": str(list(plan.seeds)),
         "folds": str(_folds(plan)),
         "manifest_sha256": read(plan.manifest).digest(),
+        **read(plan.manifest).split_digests(),
     }
     return ParentRun(
         plan.store,
@@ -127,6 +137,7 @@ def _about(plan: Plan, tables: Mapping[tuple[str, int], Mapping[str, Any]]) -> d
         "bundle": plan.bundle.name,
         "manifest": manifest.name,
         "manifest_sha256": manifest.digest(),
+        **_split_digests(manifest, table),
         "unit": table["unit"],
         "classes": table["classes"],
         "headline": paired.headline(table),
@@ -135,6 +146,11 @@ def _about(plan: Plan, tables: Mapping[tuple[str, int], Mapping[str, Any]]) -> d
         "seeds_trained": list(plan.seeds),
         "folds": _folds(plan),
     }
+
+
+def _split_digests(manifest: Manifest, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The digests that stand in the evaluations, a list where each fold has one of its own; else the manifest's."""
+    return {key: table.get(key, digest) for key, digest in manifest.split_digests().items()}
 
 
 def _variants(plan: Plan) -> dict[str, Any]:

@@ -275,16 +275,27 @@ def write(manifest: Manifest, path: str | Path) -> None:
         temporary.write_text(dumps(manifest), encoding="utf-8")
 
 
+def folder_of(path: str | Path) -> Path:
+    """The folder of a manifest, whose paths are relative to it, also where MONAI has rewritten the `#` of its name."""
+    return _file_and_fold(Path(path))[0].parent
+
+
 def _file_and_fold(path: Path) -> tuple[Path, int | None]:
-    """The file of a path, and the fold that the path names after a `#`, if it names one."""
-    if path.is_file():
-        return path, None
-    name, mark, fold = path.name.replace(MONAI_MARK, FOLD_MARK).rpartition(FOLD_MARK)
+    """The file of a path, and the fold that the path names after its last `#`, if it names one.
+
+    A path that is there as it is given is taken so; else as it was before MONAI rewrote every `#` of it.
+    """
+    written = Path(str(path).replace(MONAI_MARK, FOLD_MARK))
+    for whole in (path, written):
+        if whole.is_file():
+            return whole, None
+    name, mark, fold = written.name.rpartition(FOLD_MARK)
     if not (mark and name):
         return path, None
     if not (fold.isascii() and fold.isdigit()):
         raise InputError(f"{path}: {fold!r} is no number of a fold; write {path.with_name(name)}{FOLD_MARK}1")
-    return path.with_name(name), int(fold)
+    as_given = path.with_name(name)
+    return as_given if as_given.is_file() else written.with_name(name), int(fold)
 
 
 def _first_error(error: ValidationError, raw: object) -> str:

@@ -134,8 +134,8 @@ def headline(table: Mapping[str, Any]) -> list[str]:
     return [*shown, *(PRINTED if INSTANCES in table else ())]
 
 
-def cautions(patients: int, unit: str, seeds: int, folds: int | None) -> list[str]:
-    """What an interval over patients cannot say, in sentences."""
+def cautions(patients: int, unit: str, seeds: int, folds: int | None, *, each: str = "variant") -> list[str]:
+    """What an interval over patients cannot say, in sentences; `each` is what was trained with so many seeds."""
     counted = f"{patients} {unit}{'s' if patients != 1 else ''}"
     said = [
         f"The intervals resample {counted}: they say how a mean would vary over other {unit}s like these, and nothing "
@@ -146,9 +146,9 @@ def cautions(patients: int, unit: str, seeds: int, folds: int | None) -> list[st
             f"Too few ({counted}) to take the intervals at their word: below about {FEW} they are too narrow "
             "(simulated with 5, 95 % covers 80 to 85 %)."
         )
-    trained = f"{seeds} seeds" if seeds > 1 else "one seed"
+    with_seeds = f"{seeds} seeds" if seeds > 1 else "one seed"
     said.append(
-        f"Trained with {trained}; that another training gives other weights is not in the intervals"
+        f"Each {each} was trained with {with_seeds}; that another training gives other weights is not in the intervals"
         + (", see the spread between seeds." if seeds > 1 else ".")
     )
     if folds:

@@ -11,6 +11,8 @@ from monai.inferers import Inferer
 from monai.transforms import MapTransform
 from torch.nn import functional
 
+from pipeline.errors import InputError
+
 
 def size_within(shape: tuple[int, ...], longest: int) -> tuple[int, ...]:
     """Pixels per axis when the longest side becomes `longest` and the aspect stays; at least 1.
@@ -30,7 +32,12 @@ def resize(images: torch.Tensor, size: tuple[int, ...], mode: str = "bilinear") 
         images: (N, C, H, W).
         size: pixels per axis of the result.
         mode: `bilinear`, or `nearest` (pixel centres, so that nothing is shifted) for labels.
+
+    Raises:
+        InputError: the images are not 2D.
     """
+    if images.ndim != 4:
+        raise InputError("`size` is for 2D images: set it to null")
     if tuple(images.shape[2:]) == size:
         return images
     if mode == "nearest":

@@ -49,10 +49,6 @@ PARENT = "mlflow.parentRunId"
 """Tag with the id of the run that a run belongs to; MLflow shows it below that one."""
 
 
-PARENT = "mlflow.parentRunId"
-"""Tag with the id of the run that a run belongs to; MLflow shows it below that one."""
-
-
 class TrackingHandler:
     """Writes an engine's run to MLflow; stands first among the handlers that raise an exception again.
 

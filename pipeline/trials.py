@@ -18,6 +18,9 @@ SET_BY_US = ("manifest", "dataset_dir", "output_dir", "checkpoint", "tracking_ur
 SAME_FOR_ALL = ("seed", "epochs", "minutes", "experiment")
 """Keys in which variants may not differ: the comparison is of equal time, on equal seeds."""
 
+LENGTH = "train#trainer#max_epochs"
+"""Where a training reads its length from; variants may not differ there either."""
+
 PLACEHOLDER = "0"
 """Stands for the id of the parent run while the settings are checked, before there is one."""
 
@@ -142,9 +145,11 @@ def check(plan: Plan) -> None:
         InputError: names of variants or their settings are wrong; says which.
     """
     _check_names(plan)
-    for trial in trials(plan)[: len(plan.variants)]:
+    first_trials = trials(plan)[: len(plan.variants)]
+    for trial in first_trials:
         bundles.prepare(plan.bundle, "training", trial.training, trial.overlays)
         bundles.prepare(plan.bundle, "evaluating", trial.evaluating, ())
+    _check_lengths(plan, first_trials)
 
 
 def _check_names(plan: Plan) -> None:
@@ -161,6 +166,29 @@ def _check_names(plan: Plan) -> None:
     for key in [*plan.common.overrides, *(key for variant in plan.variants for key in variant.overrides)]:
         if key in SET_BY_US:
             raise InputError(f"--{key} is set for every training by this command; leave it out")
+        if f"{LENGTH}#".startswith(f"{key.replace('::', '#')}#"):
+            raise InputError(f"--{key}: the length of a training is set for all variants at once, by --epochs")
+
+
+def _check_lengths(plan: Plan, of_variants: Sequence[Trial]) -> None:
+    """An overlay can change what the words of a variant may not."""
+    first, *others = [_same_for_all(plan.bundle, trial) for trial in of_variants]
+    for trial, found in zip(of_variants[1:], others, strict=True):
+        for key in first:
+            if found[key] != first[key]:
+                raise InputError(
+                    f"--variant {trial.variant}: its {key} is {found[key]}, but {first[key]} in "
+                    f"{of_variants[0].variant}; variants are compared after equal trainings: take {key} out of the "
+                    "overlay, or give it outside of the variants"
+                )
+
+
+def _same_for_all(bundle: Path, trial: Trial) -> dict[str, Any]:
+    config = bundles.settings(bundle, "training", trial.overlays)
+    length: Any = config
+    for step in LENGTH.split("#"):
+        length = length.get(step) if isinstance(length, Mapping) else None
+    return {key: trial.training.get(key, config.get(key)) for key in SAME_FOR_ALL} | {LENGTH: length}
 
 
 def _trial(
@@ -190,17 +218,15 @@ def _trial(
 def _divided(bundle: Path, variants: Sequence[Variant]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Per variant the overrides for training and for evaluation: each gets those that its configs define.
 
-    An overlay is of the training alone; the evaluation gets what it sets of the keys that both know, say the width.
+    An overlay is of the training alone; the evaluation gets what it sets of the keys that both know, say the width or
+    a list such as `act`, but for those that this command sets or that MONAI looks up itself.
     """
     base, evaluating = bundles.settings(bundle, "training"), bundles.settings(bundle, "evaluating")
+    shared = evaluating.keys() - {*SET_BY_US, *bundles.OUTSIDE}
     divided = []
     for variant in variants:
         training = bundles.settings(bundle, "training", variant.overlays) if variant.overlays else base
-        overlaid = {
-            key: value
-            for key, value in training.items()
-            if key in evaluating and base.get(key) != value and not isinstance(value, (dict, list))
-        }
+        overlaid = {key: value for key, value in training.items() if key in shared and base.get(key) != value}
         given = variant.overrides
         known = {key: key.replace("::", "#").partition("#")[0] for key in given}
         to_train = {

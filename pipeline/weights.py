@@ -18,7 +18,7 @@ from pipeline.errors import DataError
 from pipeline.instances import touching
 from pipeline.labels import to_class_indices
 from pipeline.loading import read_page
-from pipeline.manifest import read, require_partitions
+from pipeline.manifest import folder_of, read, require_partitions
 
 NEGLIGIBLE = 1e-7
 """Share of `w0` below which a border term may be left at 0: beside a class weight of 1, float32 hardly shows it."""
@@ -109,7 +109,7 @@ def training_class_weights(manifest_path: str | Path, root: str | Path | None = 
     """
     manifest = read(manifest_path)
     require_partitions(manifest, manifest_path)
-    folder = Path(root) if root else Path(manifest_path).parent
+    folder = Path(root) if root else folder_of(manifest_path)
     counts = np.zeros(len(manifest.labels), np.int64)
     for case in manifest.training:
         if case.label is None:

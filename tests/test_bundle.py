@@ -192,6 +192,36 @@ def test_numbers_are_numbers(key, value, sentence):
         bundle.prepare(bundle.find(EM), "training", {key: value}, ())
 
 
+@pytest.mark.parametrize("workflow", ["training", "evaluating", "predicting"])
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("size", 0, "--size must be at least 1, got 0"),
+        ("size", "abc", "--size must be a number or null, got 'abc'"),
+        ("size", None, None),
+        ("size", 512, None),
+        ("in_channels", "x", "--in_channels must be a number such as 3, got 'x'"),
+        ("width", 0, "--width must be at least 1, got 0"),
+        ("depth", 2.5, "--depth must be a whole number such as 5"),
+        ("act", ["leakyrelu", {}], None),
+    ],
+)
+def test_numbers_are_numbers_in_every_workflow(workflow, key, value, sentence):
+    folder = bundle.find("brain_mri_segmentation")
+    if sentence is None:
+        bundle.prepare(folder, workflow, {key: value}, ())
+        return
+    with pytest.raises(InputError, match=sentence):
+        bundle.prepare(folder, workflow, {key: value}, ())
+
+
+def test_monai_cannot_take_a_hash_in_a_path(tmp_path):
+    for key in ("dataset_dir", "output_dir", "tracking_uri"):
+        with pytest.raises(InputError, match=f"--{key} .*a#b: MONAI cannot take a `#` in a path"):
+            bundle.prepare(bundle.find(EM), "training", {key: f"sqlite:///{tmp_path}/a#b"}, ())
+    bundle.prepare(bundle.find(EM), "training", {"manifest": str(tmp_path / "m.json#2")}, ())
+
+
 def test_a_folder_called_2024_is_a_path(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     overrides = bundle.parse_overrides(["--output_dir", "2024", "--tracking_uri", "sqlite:///runs.db"])

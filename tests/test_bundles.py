@@ -8,6 +8,7 @@ from PIL import Image
 from skimage.draw import disk
 
 from pipeline import bundle, manifest
+from pipeline.errors import user_error
 from pipeline.index import index
 from pipeline.loading import read_page
 from pipeline.recipe import Recipe, read_recipe
@@ -99,6 +100,17 @@ def test_predictions_have_the_size_of_the_image(trained):
     predicted = read_page(folder / "labels" / source.name)
     assert predicted.shape[1:] == read_page(source).shape[1:]
     assert set(np.unique(predicted)) <= {0, 1}
+
+
+@pytest.mark.parametrize("workflow", ["evaluating", "predicting"])
+def test_weights_are_refused_at_another_size(trained, workflow):
+    name, folder, _ = trained
+    settings = NETWORK | {"size": None, "checkpoint": str(folder / "run" / "model.pt"), "output_dir": str(folder / "x")}
+    if workflow == "evaluating":
+        settings |= {"manifest": str(folder / "m.json"), "dataset_dir": str(folder / "data")}
+    with pytest.raises(Exception, match="size") as caught:
+        bundle.run(bundle.find(f"{name}_segmentation"), workflow, settings)
+    assert "(`size` was 48, is null); give --size 48" in str(user_error(caught.value))
 
 
 def test_two_dates_of_one_patient_are_in_one_partition(tmp_path):

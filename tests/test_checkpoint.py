@@ -235,3 +235,43 @@ def test_other_weights_are_refused_by_name(tmp_path):
         load_weights(torch.nn.Linear(3, 3), tmp_path / "model.pt")
     with pytest.raises(InputError, match="no such checkpoint; train first, or set `checkpoint`"):
         load_weights(torch.nn.Linear(3, 3), tmp_path / "none.pt")
+
+
+def trained_with(folder, manifest, **settings):
+    network = line()
+    SaveBest(network, str(folder / "model.pt"), manifest=str(manifest), config=settings).attach(runner := engine([1]))
+    runner.run([0], max_epochs=1)
+    return folder / "model.pt"
+
+
+@pytest.mark.parametrize(
+    ("trained", "now", "sentence"),
+    [
+        ({"size": 512}, {"size": 256}, r"\(`size` was 512, is 256\); give --size 512$"),
+        ({"size": None}, {"size": 256}, r"`size` was null, is 256\); give --size null$"),
+        (
+            {"up": "linear", "padding": "reflect"},
+            {"up": "nearest", "padding": "zeros"},
+            "--padding reflect --up linear$",
+        ),
+        ({"act": ["leakyrelu", {"negative_slope": 0.1}]}, {"act": "relu"}, r"--act '\['\"'\"'leakyrelu"),
+        ({"act": ["leakyrelu", {"negative_slope": 0.1}]}, {"act": ("leakyrelu", {"negative_slope": 0.1})}, None),
+        ({"norm": None, "dropout": 0.5}, {"norm": "$None", "dropout": 0.0}, None),
+        ({"size": 512}, {}, None),  # outside of a bundle
+        ({}, {"size": 512}, None),  # weights that do not say
+        ({"size": "$2 ** 9"}, {"size": 256}, None),  # an expression has no value yet
+    ],
+)
+def test_weights_are_used_with_the_settings_of_their_training(tmp_path, phantom_manifest, trained, now, sentence):
+    path = trained_with(tmp_path, phantom_manifest, **trained)
+    if sentence is None:
+        load_weights(line(), path, now)
+        return
+    with pytest.raises(InputError, match=sentence):
+        load_weights(line(), path, now)
+
+
+def test_another_shape_is_told_with_what_to_type(tmp_path, phantom_manifest):
+    path = trained_with(tmp_path, phantom_manifest, width=16)
+    with pytest.raises(InputError, match=r"another network than the one configured .*; give --width 16$"):
+        load_weights(torch.nn.Linear(3, 3), path, {"width": 8})

@@ -66,6 +66,10 @@ def test_out_of_fold_every_patient_is_scored_once(phantom_manifest, out, tmp_pat
     low, high = summary["interval_95"]["dice"]["membrane"]
     assert 0.26 <= low < 0.41 < high <= 0.56
     assert table["folds"] == 2
+    assert any(caution.startswith("Each fold was trained with one seed") for caution in table["cautions"])
+    digests = manifest.read(folded).split_digests()
+    assert {key: table[key] for key in digests} == digests
+    assert dict(rows(out, "select key, value from params")).items() >= digests.items()
     logged = dict(rows(out, "select key, value from metrics"))
     assert (logged["test_dice_membrane"], logged["test_dice_membrane_low"]) == (pytest.approx(0.41), pytest.approx(low))
     compared = compare.compare(made(folded, out, "c", folds=(1, 2)), run=FakeRuns(), say=silent)
@@ -92,6 +96,9 @@ def test_what_cannot_be_compared_gets_a_sentence_before_anything_runs(phantom_ma
     run, nothing = FakeRuns(), tmp_path / "nothing"
     with pytest.raises(InputError, match="has no folds; `overtile split --folds 5`"):
         compare.cross_validate(made(phantom_manifest, nothing, kind="cross-validation"), run=run, say=silent)
+    one_fold = f"{in_two_folds(phantom_manifest, tmp_path / 'm.json')}#2"
+    with pytest.raises(InputError, match=r"m\.json#2: is one fold; give .*m\.json without #2"):
+        compare.cross_validate(made(one_fold, nothing, kind="cross-validation"), run=run, say=silent)
     one = dataclasses.replace(made(phantom_manifest, nothing), variants=made(phantom_manifest, nothing).variants[:1])
     with pytest.raises(InputError, match="give at least two variants"):
         compare.compare(one, run=run, say=silent)

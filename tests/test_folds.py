@@ -98,6 +98,18 @@ def test_a_file_whose_name_has_the_mark_is_itself(phantom_manifest, tmp_path):
         assert manifests.read(path) == manifests.read(phantom_manifest)
 
 
+def test_names_with_the_mark_survive_monai(nine, tmp_path):
+    (tmp_path / "a#b").mkdir()
+    for name in ("m.json", "m#2.json"):
+        path = tmp_path / "a#b" / name
+        path.write_text(nine.read_text())
+        for given in (path, f"{path}#2"):
+            parser = ConfigParser({"manifest": str(given)})
+            rewritten = parser.get_parsed_content("manifest")
+            assert manifests.read(rewritten) == manifests.read(given)
+            assert manifests.folder_of(rewritten) == tmp_path / "a#b"
+
+
 def test_who_wants_partitions_is_told_what_to_give(nine):
     sentence = r"m.json: this manifest is split into 3 folds: give .*m.json#1 ... .*m.json#3, or `overtile crossvalid"
     with pytest.raises(InputError, match=sentence):

@@ -4,6 +4,7 @@ import torch
 from monai.inferers import SimpleInferer
 from PIL import Image
 
+from pipeline.errors import InputError
 from pipeline.resizing import LongestSided, LongestSideInferer, resize
 
 
@@ -49,3 +50,10 @@ def test_image_and_label_stay_in_place(size):
     rows = torch.arange(item["image"].shape[1], dtype=torch.float32)
     centres = [float((w.sum(2)[0] * (rows + 0.5)).sum()) * 96 / len(rows) for w in weights]
     assert centres == pytest.approx([45, 45], abs=1)
+
+
+def test_volumes_are_refused():
+    with pytest.raises(InputError, match="`size` is for 2D images: set it to null"):
+        LongestSideInferer(SimpleInferer(), 8)(torch.zeros(1, 1, 16, 16, 16), lambda x: x)
+    with pytest.raises(InputError, match="`size` is for 2D images"):
+        LongestSided("label", 8, "nearest")({"label": torch.zeros(1, 16, 16, 16)})

@@ -1,3 +1,5 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,10 +25,10 @@ def in_two_folds(manifest, target):
     return edited(manifest, target, change)
 
 
-def plan(manifest, output, *variants, common="", kind="comparison", seeds=(0,), folds=(None,)):
+def plan(manifest, output, *variants, common="", kind="comparison", seeds=(0,), folds=(None,), of=EM):
     parsed = tuple(parse_variant(text) for text in variants) if kind == "comparison" else (Variant(""),)
     return Plan(
-        kind, bundle.find(EM), Path(manifest), Path(output), parsed, seeds, folds, "sqlite:///x.db",
+        kind, bundle.find(of), Path(manifest), Path(output), parsed, seeds, folds, "sqlite:///x.db",
         parse_words("", common.split()),
     )  # fmt: skip
 
@@ -95,6 +97,43 @@ def test_the_evaluation_is_of_the_network_that_an_overlay_trained(phantom_manife
     assert "patch" not in paper.evaluating
 
 
+def with_overlay(made, folder, text):
+    """The plan, of a copy of its bundle that has an overlay `mine`."""
+    copy = shutil.copytree(made.bundle, folder / made.bundle.name, ignore=shutil.ignore_patterns("models"))
+    (copy / "configs" / "mine.yaml").write_text(text)
+    return replace(made, bundle=copy)
+
+
+def test_an_overlay_hands_lists_and_sections_to_the_evaluation_but_no_imports(phantom_manifest, tmp_path):
+    made = plan(phantom_manifest, tmp_path / "out", "a=", "b=--overlay mine", of="nuclei_segmentation")
+    text = "+imports: [$import math]\nact: [leakyrelu, {negative_slope: 0.1}]\nwidth: 8\noutput_dir: elsewhere\n"
+    made = with_overlay(made, tmp_path, text)
+    (_, leaky) = trials.trials(made)
+    assert (leaky.evaluating["act"], leaky.evaluating["width"]) == (["leakyrelu", {"negative_slope": 0.1}], 8)
+    assert leaky.evaluating["output_dir"] == str(leaky.evaluation)
+    assert "imports" not in leaky.evaluating
+    trials.check(made)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "sentence"),
+    [
+        ("epochs: 99", "--variant b: its epochs is 99, but 100 in a; variants are compared after equal trainings"),
+        ("minutes: 5", "its minutes is 5, but None in a"),
+        ("train#trainer#max_epochs: 99", "its train#trainer#max_epochs is 99, but @epochs in a"),
+        ("seed: 7", None),  # every training is given its own
+    ],
+)
+def test_an_overlay_may_not_train_longer(phantom_manifest, tmp_path, overlay, sentence):
+    made = with_overlay(plan(phantom_manifest, tmp_path / "out", "a=", "b=--overlay mine"), tmp_path, overlay)
+    if sentence is None:
+        trials.check(made)
+        return
+    with pytest.raises(InputError) as caught:
+        trials.check(made)
+    assert sentence in str(caught.value)
+
+
 def test_a_cross_validation_is_a_folder_per_fold(phantom_manifest, tmp_path):
     found = trials.trials(plan(phantom_manifest, tmp_path, kind="cross-validation", folds=(1, 2), seeds=(3,)))
     assert [trial.folder.name for trial in found] == ["fold-1", "fold-2"]
@@ -110,6 +149,8 @@ def test_a_cross_validation_is_a_folder_per_fold(phantom_manifest, tmp_path):
         (("a=", "b=--overlay nothing"), "", "overlays are: monai_elastic, paper"),
         (("a=", "a=--width 8"), "", "--variant a is given twice"),
         (("a=", "b=--epochs 9"), "", "--variant b: --epochs is the same for all variants; give it outside of one"),
+        (("a=", "b=--train#trainer#max_epochs 9"), "", "--train#trainer#max_epochs: the length of a training is set"),
+        (("a=", "b=--train::trainer::max_epochs 9"), "", "the length of a training is set for all variants at once"),
         (("a=", "b=--manifest m.json"), "", "--manifest is set for every training by this command; leave it out"),
         (("a=", "b="), "--resume True", "--resume is set for every training"),
     ],
