@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 Folder = Annotated[Path | None, typer.Option(help="Folder of the manifest's paths; default: the manifest's own.")]
 
 
+SEED = 1
+"""Of the order in which patients are dealt, where nothing else is said."""
+
+GAP = 1
+"""Sections left out between two partitions, where nothing else is said."""
+
+
 class SplitBy(StrEnum):
     """What is dealt to partitions as a whole."""
 
@@ -52,7 +59,9 @@ def index(
         tuple[float, float] | None, typer.Option(help="Height and width of a pixel, where it is known.")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Pseudonym key; default: overtile.key beside the manifest.")] = None,
-    public: Annotated[bool, typer.Option("--public", help="Patient names are public: keep them.")] = False,
+    public: Annotated[
+        bool | None, typer.Option("--public/--no-public", help="Patient names are public: keep them; or as the recipe.")
+    ] = None,
 ) -> None:
     """Read a folder into a manifest: patients, cases, digests."""
     from pipeline import index as indexing
@@ -60,6 +69,7 @@ def index(
     from pipeline.patients import read_key
     from pipeline.recipe import read_recipe
     from pipeline.recipe import recipe as checked
+    from pipeline.unmatched import as_sentence, unmatched
 
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
@@ -73,13 +83,19 @@ def index(
         "patient_id": patient_id,
         "modality": modality,
         "spacing_mm": spacing_mm,
-        "public": public,
     }
     given = {option: value for option, value in options.items() if value}
+    given |= {} if public is None else {"public": public}
     plan = checked((read_recipe(recipe) if recipe else {}) | given, str(recipe or ""))
+    if key and plan.public:
+        raise InputError(
+            "--key is for names that are not public, these are said to be: leave it out or say --no-public"
+        )
     secret = None if plan.public else read_key(key or out.parent / "overtile.key")
     manifest = indexing.index(root, plan, key=secret, previous=out, progress=_progress)
     manifests.write(manifest, out)
+    if left_out := unmatched(root, plan, manifest):
+        _print(as_sentence(left_out, plan))
     cases = list(manifest.cases())
     patients = len({case.patient for _, case in cases})
     of = "of unknown patients" if plan.patients_unknown else f"of {patients} patients"
@@ -90,7 +106,7 @@ def fetch(
     recipe: Annotated[Path, typer.Argument(help="Recipe of a public dataset, say data_manifest/oxford_pet.yaml.")],
     folder: Annotated[Path, typer.Argument(help="Folder to download to; what is complete there stays.")],
 ) -> None:
-    """Download a public dataset as its recipe says: verified, unpacked, resumed where it stopped."""
+    """Download a public dataset as its recipe says, verified and unpacked; complete files are not fetched again."""
     from pipeline import fetch as fetching
     from pipeline.recipe import read_recipe
 
@@ -106,7 +122,7 @@ def split(
         tuple[float, float, float] | None,
         typer.Option(help="Of training, validation and test; they add up to 1. Default: 0.7 0.15 0.15."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed, another order of the patients.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Another seed, another order of patients; default: 1.")] = None,
     by: Annotated[
         SplitBy, typer.Option(help="By patient; by section, or by cluster of near-duplicates, only with a reason.")
     ] = SplitBy.patient,
@@ -115,7 +131,9 @@ def split(
     validation: Annotated[
         float | None, typer.Option(help="Share of the patients outside a fold that validate; default: 0.125.")
     ] = None,
-    gap: Annotated[int, typer.Option(help="Sections left out between two partitions.")] = 1,
+    gap: Annotated[
+        int | None, typer.Option(help="With --by section: sections left out between two partitions; default: 1.")
+    ] = None,
     because: Annotated[str, typer.Option(help="Why a split that is not by patient is right here.")] = "",
     dataset_dir: Folder = None,
 ) -> None:
@@ -124,16 +142,17 @@ def split(
     from pipeline import tables
     from pipeline.split import FRACTIONS, VALIDATION, split_by_patient, split_by_section, split_into_folds
 
-    _split_options(by, because, folds, stratify, fractions, validation)
+    _split_options(by, because, folds, stratify, fractions, validation, seed, gap)
+    order = SEED if seed is None else seed
     before = manifests.read(manifest)
     whole = _grouped(before, dataset_dir or manifest.parent, because) if by is SplitBy.cluster else before
     if by is SplitBy.section:
-        after = split_by_section(whole, fractions or FRACTIONS, gap, because)
+        after = split_by_section(whole, fractions or FRACTIONS, GAP if gap is None else gap, because)
     elif folds is not None:
         share = VALIDATION if validation is None else validation
-        after = split_into_folds(whole, folds, seed, by=by.value, stratify=stratify, validation=share)
+        after = split_into_folds(whole, folds, order, by=by.value, stratify=stratify, validation=share)
     else:
-        after = split_by_patient(whole, fractions or FRACTIONS, seed, by=by.value, stratify=stratify)
+        after = split_by_patient(whole, fractions or FRACTIONS, order, by=by.value, stratify=stratify)
     manifests.write(after, manifest)
     dealt = sum(1 for _ in after.assigned()) - sum(1 for _ in before.assigned())
     unit = manifests.unit_name(after)
@@ -181,12 +200,18 @@ def _split_options(
     stratify: str | None,
     fractions: tuple[float, float, float] | None,
     validation: float | None,
+    seed: int | None,
+    gap: int | None,
 ) -> None:
     """Refuse options that would do nothing beside the others."""
     if because and by is SplitBy.patient:
         raise InputError("--because goes with --by section or cluster: a split by patient needs no excuse")
     if by is SplitBy.section and (folds is not None or stratify):
         raise InputError("--by section takes neither --folds nor --stratify: sections are not dealt, they are cut")
+    if by is SplitBy.section and seed is not None:
+        raise InputError("--by section takes no --seed: sections are cut in their order, nothing is drawn")
+    if by is not SplitBy.section and gap is not None:
+        raise InputError("--gap goes with --by section: between patients there is none")
     if folds is None and validation is not None:
         raise InputError("--validation goes with --folds; for partitions say --fractions")
     if folds is not None and fractions is not None:

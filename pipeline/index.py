@@ -19,7 +19,7 @@ from pipeline.loading import is_image, page_shapes, read_page, read_pages
 from pipeline.manifest import BLANK, PARTITIONS, PUBLIC, Case, Manifest, read, unit_name
 from pipeline.patients import columns_of, fingerprint, identity, join, pseudonym, refuse_two_spellings, study_pseudonym
 from pipeline.progress import Progress, silent
-from pipeline.recipe import Recipe
+from pipeline.recipe import Recipe, composed
 
 FIELDS = ("patient", "study", "case", "page")
 """What a pattern may name; `{page}` is a number, the others stay inside one path component."""
@@ -90,6 +90,7 @@ def index(
     kept = read(previous) if previous and previous.exists() else None
     if kept and kept.name != recipe.name:
         raise InputError(f"{previous}: is the manifest of {kept.name!r}, not of {recipe.name!r}; choose another --out")
+    _require_listed(root, recipe)
     images = _find(root, recipe.image, recipe)
     labels = _by_fields(_find(root, recipe.label, recipe)) if recipe.label else {}
     if recipe.label:
@@ -136,7 +137,8 @@ def _find(root: Path, pattern: str, recipe: Recipe) -> list[_Page]:
     pages: list[_Page] = []
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root).as_posix()
-        found = compiled.parse(relative) if is_image(path) and (listed is None or path.stem in listed) else None
+        wanted = is_image(path) and (listed is None or composed(path.stem) in listed)
+        found = compiled.parse(composed(relative)) if wanted else None
         if found is None or any("/" in str(value) for value in found.named.values()):
             continue
         if "page" in found.named and len(page_shapes(path)) > 1:
@@ -147,6 +149,18 @@ def _find(root: Path, pattern: str, recipe: Recipe) -> list[_Page]:
     if not pages:
         raise InputError(f"no file under {root} matches {pattern!r}; a path looks like {_example(root)}")
     return sorted(pages, key=lambda p: (p.who, p.study, p.case, p.page or 0))
+
+
+def _require_listed(root: Path, recipe: Recipe) -> None:
+    """Every name on the list must have a file: one that is misspelt would leave a case out."""
+    there = {composed(path.stem) for path in root.rglob("*") if is_image(path)} if recipe.listed else set()
+    missing = sorted((recipe.listed_names(root) or set()) - there)
+    if missing:
+        count = f" ({len(missing)} such names)" if len(missing) > 1 else ""
+        raise InputError(
+            f"{root / str(recipe.listed)}: names {missing[0]!r}, of which there is no image file{count}; restore the "
+            "files or correct the list"
+        )
 
 
 def _page(named: Mapping[str, Any], number: int | None, path: str, recipe: Recipe) -> _Page:
@@ -169,7 +183,7 @@ def _by_fields(pages: list[_Page]) -> dict[_Fields, str]:
 
 def _compile(pattern: str) -> parse.Parser:
     try:
-        compiled = parse.compile(pattern.replace("{page}", "{page:d}"), case_sensitive=True)
+        compiled = parse.compile(composed(pattern).replace("{page}", "{page:d}"), case_sensitive=True)
     except (ValueError, KeyError) as error:
         raise InputError(f"the pattern {pattern!r} cannot be read: {error}") from None
     unknown = [field for field in compiled.named_fields if field not in FIELDS]

@@ -77,13 +77,16 @@ def to_class_indices(raw: np.ndarray, label_values: Mapping[str, int], source: s
         (1, H, W) uint8.
 
     Raises:
-        DataError: the label has another number of channels, or a raw value that is not declared.
+        DataError: the label has another number of channels, colours not of 8 bits, or a raw value that is not
+            declared.
     """
     table = [(parse_raw(text), index) for text, index in label_values.items()]
     coloured = any(declared.is_colour for declared, _ in table)
     if raw.shape[0] != (3 if coloured else 1):
         wanted = "three channels, its classes being declared as colours" if coloured else "one channel"
         raise DataError(f"{source}: a label must have {wanted}, this has {raw.shape[0]}")
+    if coloured and raw.dtype != np.uint8:
+        raise DataError(f"{source}: colours must be of 8 bits, these are {raw.dtype}; save it as an 8-bit PNG or TIFF")
     if coloured:
         raw = np.tensordot([65536, 256, 1], raw.astype(np.int64), 1)[None]  # (3, H, W) -> (1, H, W)
     indices = np.zeros(raw.shape, np.uint8)

@@ -243,6 +243,10 @@ def _read_picture(path: Path) -> np.ndarray:
 
     Collections of photographs hold PNGs under the name of a JPEG; since that has no transparency, theirs is dropped.
     """
+    if _has_16_bit_colours(path):
+        raise InputError(
+            f"{path}: its colours are of 16 bits, of which 8 would be lost; save it as 8-bit PNG or as TIFF"
+        )
     with Image.open(path) as image:
         if image.mode in ("P", "1", "LA", "CMYK"):
             raise InputError(f"{path}: mode {image.mode!r} is not supported; save it as grey, RGB or RGBA")
@@ -252,6 +256,13 @@ def _read_picture(path: Path) -> np.ndarray:
             raise InputError(f"{path}: is transparent in places, so its colours are not what one sees; save it as RGB")
         array = array[..., :3]  # an alpha channel that is the same everywhere says nothing
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _has_16_bit_colours(path: Path) -> bool:
+    """Whether a PNG's header says RGB or RGBA of 16 bits, which Pillow reads as 8 without a word."""
+    with path.open("rb") as file:
+        header = file.read(26)
+    return header.startswith(b"\x89PNG") and header[24:] in (b"\x10\x02", b"\x10\x06")
 
 
 @contextmanager

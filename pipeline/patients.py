@@ -13,13 +13,16 @@ from typing import NamedTuple
 
 from pipeline.atomic import atomic
 from pipeline.errors import DataError, InputError
-from pipeline.recipe import Columns
+from pipeline.recipe import Columns, composed
 
 KEY_LENGTH = 32
 """Fewest characters of a key: with a short or empty one, names could be guessed and confirmed."""
 
 UNKNOWN = ("", "na", "n/a", "nan", "null", "none", "unknown", "?")
 """What a table writes where it does not know."""
+
+NUMBER = r"\D*0*(?P<patient>\d+)"
+"""A `patient_id` for names of one number, whose leading zeros do not count."""
 
 
 class Identity(NamedTuple):
@@ -44,6 +47,7 @@ def identity(name: str, patient_id: str | None) -> Identity:
         >>> identity("tcga-cs-4941_19960909", r"(?P<patient>TCGA.(?P<site>..).{5})_(?P<study>\d{8})")
         Identity(patient='TCGA_CS_4941', study='19960909', columns={'site': 'CS'})
     """
+    name = composed(name)
     if patient_id is None:
         return Identity(name, None, {})
     found = re.fullmatch(patient_id, name, re.IGNORECASE)
@@ -56,25 +60,33 @@ def identity(name: str, patient_id: str | None) -> Identity:
 
 def one_spelling(name: str) -> str:
     """A name in capitals, with `_` for any run of punctuation: `tcga-cs 4941` is `TCGA_CS_4941`."""
-    return re.sub(r"[\W_]+", "_", name).strip("_").upper()
+    return re.sub(r"[\W_]+", "_", composed(name)).strip("_").upper()
 
 
 def refuse_two_spellings(names: set[str]) -> None:
     """Refuse names that differ in case, punctuation or leading zeros alone: most likely they are one patient.
+
+    Punctuation between two numbers counts: `S1_11` and `S11_1` are two patients.
 
     Raises:
         DataError: there are such.
     """
     seen: dict[str, str] = {}
     for name in sorted(names):
-        alike = re.sub(r"(?<!\d)0+(?=\d)", "", one_spelling(name)).replace("_", "")
-        other = seen.setdefault(alike, name)
+        other = seen.setdefault(_alike(name), name)
         if other != name:
+            without_case = one_spelling(other) == one_spelling(name)
+            way = "'(.+)' leaves out case and punctuation" if without_case else f"'{NUMBER}' takes the number alone"
             raise DataError(
                 f"the patients {other!r} and {name!r} differ only in spelling: if they are one, a split would divide "
-                "them; declare how a name is read with `patient_id` (--patient-id '(.+)' for names without punctuation "
-                "or case), or rename one of them"
+                f"them; declare with `patient_id` how a name is read (--patient-id {way}), or rename one of them"
             )
+
+
+def _alike(name: str) -> str:
+    """What is left of a name without case, leading zeros, and punctuation that does not stand between numbers."""
+    without_zeros = re.sub(r"(?<!\d)0+(?=\d)", "", one_spelling(name))
+    return re.sub(r"(?<!\d)_|_(?!\d)", "", without_zeros)
 
 
 def pseudonym(key: bytes, name: str) -> str:
@@ -112,13 +124,13 @@ def join(columns: Columns, root: Path, patient_id: str | None) -> dict[str, dict
     """Patient under one spelling -> the columns to take over; None where the table does not know.
 
     Raises:
-        InputError: the table or a column is missing.
+        InputError: the table or a column is missing, or a line has more or fewer columns than the header.
         DataError: two lines tell different things of one patient.
     """
     path = root / columns.file
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = list(csv.DictReader(file))
+            lines = _lines(csv.DictReader(file), path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a readable CSV table ({error})") from None
     there = list(lines[0]) if lines else []
@@ -133,6 +145,17 @@ def join(columns: Columns, root: Path, patient_id: str | None) -> dict[str, dict
         if table.setdefault(patient, row) != row:
             raise DataError(f"{path}: two lines of patient {line[columns.patient]} that differ")
     return table
+
+
+def _lines(table: csv.DictReader[str], path: Path) -> list[dict[str, str]]:
+    """The lines of a table, none of which has a surplus comma or one too few."""
+    lines = []
+    for line in table:
+        if None in line or None in line.values():
+            more = "more" if None in line else "fewer"
+            raise InputError(f"{path}, line {table.line_num}: {more} columns than the header has; correct the line")
+        lines.append(line)
+    return lines
 
 
 def _spelt(name: str, patient_id: str | None) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.errors import InputError
 from pipeline.labels import parse_raw
+from pipeline.manifest import FOLD, Case
+
+RESERVED = frozenset(Case.model_fields) | {FOLD}
+"""What a case itself says, so that no column may be called so: a real name in `patient` would undo the pseudonym."""
+
+
+def composed(text: str) -> str:
+    """A text in one form of its characters (Unicode's NFKC): macOS takes an accented letter apart, Linux does not."""
+    return unicodedata.normalize("NFKC", text)
 
 
 class Columns(BaseModel):
@@ -25,6 +36,12 @@ class Columns(BaseModel):
     file: str
     patient: str
     take: dict[str, str] = Field(min_length=1)
+
+    @field_validator("take")
+    @classmethod
+    def _no_field_of_a_case(cls, take: dict[str, str]) -> dict[str, str]:
+        _refuse_reserved(take)
+        return take
 
 
 class Recipe(BaseModel):
@@ -40,7 +57,7 @@ class Recipe(BaseModel):
         patients_unknown: nobody knows which images are of one patient; each is taken for one.
         patient_id: regular expression that what `{patient}` found must match as a whole. Its group `patient`, else the
             whole match, is the patient, however it is spelt: case and punctuation do not count. Its group
-            `study` is the study; other named groups become columns.
+            `study` is the study; other named groups become columns, which are not called as a field of a case.
         listed: text file, relative to the dataset's folder, whose lines begin with the name of a file without its
             suffix; files that it does not name are left out. None: all that the patterns match.
         modality: one name per channel.
@@ -72,7 +89,9 @@ class Recipe(BaseModel):
     @field_validator("classes", mode="before")
     @classmethod
     def _as_pairs(cls, classes: Any) -> Any:
-        pairs = classes.items() if isinstance(classes, Mapping) else classes
+        pairs = list(classes.items()) if isinstance(classes, Mapping) else classes
+        if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+            raise ValueError("write classes as a mapping of names to raw values, one line each as in `background: 0`")
         return [(name, str(raw)) for name, raw in pairs]
 
     @field_validator("classes")
@@ -86,17 +105,25 @@ class Recipe(BaseModel):
             parse_raw(value)
         return classes
 
+    @field_validator("spacing_mm")
+    @classmethod
+    def _height_and_width(cls, spacing: list[float] | None) -> list[float] | None:
+        if spacing is not None and not (len(spacing) == 2 and all(0 < mm < math.inf for mm in spacing)):
+            raise ValueError("write height and width of a pixel in millimetres, two numbers above 0 as in [0.5, 0.5]")
+        return spacing
+
     @field_validator("patient_id")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
         try:
-            re.compile(pattern or "")
+            groups = re.compile(pattern or "").groupindex
         except re.error as error:
             raise ValueError(f"`patient_id` is no regular expression: {error}") from None
+        _refuse_reserved(groups.keys() - {"patient", "study"})
         return pattern
 
     def listed_names(self, root: Path) -> set[str] | None:
-        """File names without suffix that `listed` names; None where there is no list.
+        """File names without suffix that `listed` names, `composed`; None where there is no list.
 
         Raises:
             InputError: the list cannot be read.
@@ -105,14 +132,21 @@ class Recipe(BaseModel):
             return None
         path = root / self.listed
         try:
-            lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not a readable list of files ({error})") from None
-        return {words[0] for words in lines if words and not words[0].startswith("#")}
+        return {composed(words[0]) for words in lines if words and not words[0].startswith("#")}
 
     def label_values(self) -> dict[str, int]:
         """Declaration of raw values -> class index."""
         return {value: index for index, (_, raw) in enumerate(self.classes) for value in raw.split(",")}
+
+
+def _refuse_reserved(columns: Iterable[str]) -> None:
+    if taken := sorted(RESERVED.intersection(columns)):
+        raise ValueError(
+            f"a column may not be called {taken[0]!r}, which is a field of every case; choose another name"
+        )
 
 
 def recipe(fields: Mapping[str, Any], source: str = "") -> Recipe:

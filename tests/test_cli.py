@@ -34,6 +34,31 @@ def test_index_split_audit(overtile, tmp_path):
     assert json.loads((tmp_path / "findings.json").read_text()) == []
 
 
+def test_public_names_and_a_key_contradict_each_other(overtile, phantom_dir, tmp_path):
+    (tmp_path / "r.yaml").write_text("{name: x, image: '{patient}/image.tif', public: true}")
+    words = ["index", phantom_dir, "--recipe", tmp_path / "r.yaml", "--out", tmp_path / "m.json"]
+    code, output = overtile(*words, "--key", tmp_path / "site.key")
+    assert (code, "leave it out or say --no-public" in output) == (2, True)
+    assert not list(tmp_path.glob("*.key"))
+    code, output = overtile(*words, "--key", tmp_path / "site.key", "--no-public")
+    left_out, said = output.splitlines()[-2:]
+    assert (code, said) == (0, f"12 cases of 4 patients, 12 unassigned -> {tmp_path / 'm.json'}")
+    assert left_out == "4 image files match no pattern, as patient-01/label.tif"
+    assert manifests.read(tmp_path / "m.json").pseudonyms.startswith("key:")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--gap", 2], "--gap goes with --by section"),
+        (["--by", "section", "--because", "x", "--seed", 1], "--by section takes no --seed"),
+    ],
+)
+def test_options_of_another_split_are_refused(overtile, phantom_manifest, words, sentence):
+    code, output = overtile("split", phantom_manifest, *words)
+    assert (code, sentence in output) == (2, True)
+
+
 def test_an_error_of_the_audit_is_exit_code_1(overtile, site, tmp_path):
     labels = tifffile.imread(site / "patient-02/label.tif")
     tifffile.imwrite(site / "patient-02/label.tif", labels // 255, photometric="minisblack")

@@ -11,6 +11,7 @@ from pipeline.errors import InputError
 from pipeline.index import index, pixel_digest
 from pipeline.patients import read_key
 from pipeline.recipe import Recipe
+from pipeline.unmatched import as_sentence, unmatched
 from tests.conftest import index_phantom
 
 
@@ -150,6 +151,25 @@ def test_a_list_leaves_files_out_and_other_channels_are_refused(tmp_path):
         index(tmp_path, listed)
     (tmp_path / "list.txt").write_text("# name class\na 1 1 1\n\nc 2 1 1\n")
     assert [case.id for case in index(tmp_path, listed).unassigned] == ["a", "c"]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa\r\nc\r\n")  # as Windows' editor writes it
+    assert [case.id for case in index(tmp_path, listed).unassigned] == ["a", "c"]
+    (tmp_path / "list.txt").write_text("a\nd\nC\n")
+    with pytest.raises(InputError, match=r"list\.txt: names 'C', of which there is no image file \(2 such names\)"):
+        index(tmp_path, listed)
+
+
+def test_files_that_no_pattern_matches_are_told(tmp_path):
+    for name in ("p/p_1.png", "p/p_2.PNG", "q/p_3.png", "q/._q.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    recipe = Recipe(name="x", image="{patient}/{patient}_{page}.png")
+    left_out = unmatched(tmp_path, recipe, index(tmp_path, recipe))
+    assert left_out == ["p/p_2.PNG", "q/p_3.png"]
+    reason = "(.PNG is not as a pattern spells it: capitals count)"
+    assert as_sentence(left_out, recipe) == f"2 image files match no pattern, as p/p_2.PNG {reason}"
+    assert as_sentence(left_out[1:], recipe) == "1 image file matches no pattern, as q/p_3.png"
+    (tmp_path / "list.txt").write_text("p_1")
+    assert unmatched(tmp_path, recipe.model_copy(update={"listed": "list.txt"}), index(tmp_path, recipe)) == []
 
 
 def test_another_dataset_is_not_overwritten(phantom_dir, phantom_manifest):

@@ -31,6 +31,12 @@ def test_colours_are_classes():
         to_class_indices(raw, table, "x")
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16])
+def test_colours_are_of_8_bits(dtype):
+    with pytest.raises(DataError, match=f"x: colours must be of 8 bits, these are {np.dtype(dtype)}; save it as"):
+        to_class_indices(np.zeros((3, 1, 1), dtype), {"#000000": 0}, "x")
+
+
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [

@@ -44,7 +44,7 @@ FLOORS = [
     ["patients", "duplicates"],
     ["leaks"],
     ["lookalikes"],
-    ["index", "weights", "checkpoint", "patient_table", "fetch"],
+    ["index", "weights", "checkpoint", "patient_table", "fetch", "unmatched"],
     ["split", "audit", "phantom", "tracking", "separation", "instance_scores"],
     ["bundle", "predict", "evaluate", "patient_dice", "parent"],
     ["paired", "trials"],

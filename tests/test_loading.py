@@ -1,3 +1,6 @@
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import tifffile
@@ -64,6 +67,20 @@ def test_a_png_under_the_name_of_a_jpeg_has_no_transparency(tmp_path):
         read_page(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.jpg")
     np.testing.assert_array_equal(read_page(tmp_path / "a.jpg"), np.stack([RAMP] * 3))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_sixteen_bits_are_refused_rather_than_halved(tmp_path, channels):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    pixels = zlib.compress(b"\0" + b"\x01\x02" * channels)  # the row's filter, then its pixel
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[[1] * channels]]  # what Pillow makes of 0x0102
+    with pytest.raises(InputError, match=r"a\.png: its colours are of 16 bits, .* save it as 8-bit PNG or as TIFF"):
+        read_page(tmp_path / "a.png")
 
 
 def test_sixteen_bits_survive(tmp_path):

@@ -1,10 +1,13 @@
+import re
+import unicodedata
+
 import numpy as np
 import pytest
 import tifffile
 
 from pipeline.errors import DataError, InputError
 from pipeline.index import index
-from pipeline.patients import identity, join
+from pipeline.patients import identity, join, refuse_two_spellings
 from pipeline.recipe import Columns, Recipe, read_recipe, recipe
 from tests.conftest import ROOT, real
 
@@ -50,6 +53,38 @@ def test_two_spellings_without_a_declared_pattern_are_refused(tmp_path):
         index(tmp_path, slices())
 
 
+@pytest.mark.parametrize(
+    "names", [("case-007", "Case_7"), ("P-1", "P01"), ("P01", "p1"), ("Jane-Doe", "jane doe"), ("S1_11", "s01-11")]
+)
+def test_names_that_differ_in_spelling_alone(names):
+    with pytest.raises(DataError, match="differ only in spelling"):
+        refuse_two_spellings(set(names))
+
+
+def test_punctuation_between_numbers_counts():
+    refuse_two_spellings({"S1_11", "S11_1", "S111", "1.10", "11.0"})
+
+
+@pytest.mark.parametrize("names", [("case-007", "Case_7"), ("P-1", "p01"), ("Jane-Doe", "jane doe")])
+def test_what_the_refusal_proposes_makes_them_one(names):
+    with pytest.raises(DataError) as refusal:
+        refuse_two_spellings(set(names))
+    proposed = re.search(r"--patient-id '(\S+)'", str(refusal.value))[1]
+    assert len({identity(name, proposed).patient for name in names}) == 1
+
+
+@pytest.mark.parametrize("patient_id", [None, r"M\w+"])
+def test_an_accented_letter_in_one_or_two_characters_is_one_patient(tmp_path, patient_id):
+    one, two = (unicodedata.normalize(form, "Müller") for form in ("NFC", "NFD"))
+    (tmp_path / "data.csv").write_text(f"Patient,sex\n{two},2\n", encoding="utf-8")
+    columns = {"file": "data.csv", "patient": "Patient", "take": {"sex": "sex"}}
+    recipe = slices(patient_id=patient_id, columns=columns)
+    for name, page in ((one, 1), (two, 2)):
+        make(tmp_path, name, pages=[page])
+    assert one != two
+    assert {(case.patient.upper(), case.sex) for case in index(tmp_path, recipe).unassigned} == {(one.upper(), "2")}
+
+
 def test_a_name_that_the_pattern_does_not_match_is_said():
     with pytest.raises(InputError, match="the patient 'DOE_JANE' does not match `patient_id`"):
         identity("DOE_JANE", KAGGLE)
@@ -73,6 +108,8 @@ def test_a_table_joins_columns_and_bands_ages(tmp_path):
         ("Name,age\nA,67\n", "no column 'Patient'; there is Name, age"),
         ("Patient,age\nA,old\n", "'old' cannot be put into bands of 20"),
         ("", "no column 'Patient'; there is none"),
+        ("Patient,age\nA,67\nB\n", r"data\.csv, line 3: fewer columns than the header has; correct the line"),
+        ("Patient,age\nA,67,\n", r"data\.csv, line 2: more columns than the header has"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, text, sentence):
@@ -92,6 +129,28 @@ def test_a_patient_without_a_line_is_named(tmp_path):
 def test_a_recipe_with_a_misspelt_field_is_refused():
     with pytest.raises(InputError, match=r"r\.yaml: field `lable`: Extra inputs are not permitted; there is name"):
         recipe({"name": "x", "image": "{patient}.tif", "lable": "y"}, "r.yaml")
+
+
+@pytest.mark.parametrize("name", ["id", "patient", "page", "label", "pixels", "fold"])
+def test_no_column_overwrites_what_a_case_says(name):
+    sentence = f"a column may not be called '{name}', which is a field of every case; choose another name"
+    with pytest.raises(InputError, match=sentence):
+        slices(columns={"file": "data.csv", "patient": "Patient", "take": {name: "Patient"}})
+    if name != "patient":
+        with pytest.raises(InputError, match=sentence):
+            slices(patient_id=rf"(?P<{name}>\d+)")
+
+
+@pytest.mark.parametrize("classes", [None, 5, [0, 255], ["background", "lung"], "background"])
+def test_classes_are_a_mapping(classes):
+    with pytest.raises(InputError, match="field `classes`: write classes as a mapping .* as in `background: 0`"):
+        slices(classes=classes)
+
+
+@pytest.mark.parametrize("spacing_mm", [[], [1.0], [0.5, 0.5, 0.5], [0.5, 0], [0.5, -1], [0.5, float("nan")]])
+def test_a_spacing_is_two_numbers(spacing_mm):
+    with pytest.raises(InputError, match="field `spacing_mm`: write height and width of a pixel in millimetres"):
+        slices(spacing_mm=spacing_mm)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "data_manifest").glob("*.yaml")), ids=lambda path: path.stem)
