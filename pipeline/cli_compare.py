@@ -135,7 +135,8 @@ def _announce(plan: Plan) -> None:
     count = math.prod(number for number, _ in parts)
     minutes = plan.common.overrides.get("minutes")
     time = f", {minutes:g} minutes each: {count * minutes:g} minutes and the evaluations" if minutes else ""
-    say(f"{count} trainings ({shown}){time} -> {plan.output}")
+    what = f"{count} trainings ({shown})" if shown else "1 training"
+    say(f"{what}{time} -> {plan.output}")
     for number, variant in enumerate(plan.variants):
         for twin in plan.variants[:number]:
             if (twin.overlays, twin.overrides) == (variant.overlays, variant.overrides):

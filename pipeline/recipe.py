@@ -161,6 +161,8 @@ def recipe(fields: Mapping[str, Any], source: str = "") -> Recipe:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "missing":
+            said = f"is needed; say --{field}, or write it into a recipe"
         known = f"; there is {', '.join(Recipe.model_fields)}" if first["type"] == "extra_forbidden" else ""
         raise InputError(f"{source + ': ' if source else ''}field `{field}`: {said}{known}") from None
 
