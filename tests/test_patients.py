@@ -129,6 +129,8 @@ def test_a_patient_without_a_line_is_named(tmp_path):
 def test_a_recipe_with_a_misspelt_field_is_refused():
     with pytest.raises(InputError, match=r"r\.yaml: field `lable`: Extra inputs are not permitted; there is name"):
         recipe({"name": "x", "image": "{patient}.tif", "lable": "y"}, "r.yaml")
+    with pytest.raises(InputError, match="`name`: is needed; say --name, or write it into a recipe"):
+        recipe({"image": "{patient}.tif"})
 
 
 @pytest.mark.parametrize("name", ["id", "patient", "page", "label", "pixels", "fold"])
