@@ -266,9 +266,10 @@ def _print_scores(table: dict[str, Any]) -> None:
     checkpoint = table["checkpoint_sha256"][:12]
     _print(f"\n{table['partition']} partition of {table['manifest']}, checkpoint {checkpoint}")
     console.print(tables.scores(table))
-    _print("\n".join([*tables.notes(table), provenance.sentence(table)]))
+    said = [*tables.notes(table), provenance.sentence(table)]
+    _print("\n".join(said))
     if "separation" in table:
-        _print("\n" + "\n".join(separation.lines(table["separation"])))
+        _print("\n" + "\n".join(line for line in separation.lines(table["separation"]) if line not in said))
     if "instances" in table:
         _print("\n" + "\n".join(instance_scores.lines(table["instances"])))
 

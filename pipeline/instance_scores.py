@@ -111,7 +111,7 @@ class InstanceScores:
                 (f"{case.id}  AJI {score:.3f}", overlay.grey(case.image)),
                 ("objects of the reference", overlay.cells(case.image, counterparts(true, true))),
                 ("ours, coloured as what they overlap", overlay.cells(case.image, counterparts(predicted, true))),
-                ("blue missed, orange added, purple merged", overlay.tinted(case.image, colours)),
+                ("blue lost, orange new, purple joined", overlay.tinted(case.image, colours)),
             ]
         )
 
