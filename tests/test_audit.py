@@ -199,13 +199,16 @@ def test_the_real_em_manifest_is_clean():
 
 def test_a_sequence_that_is_missing_in_some_patients_is_a_warning(tmp_path):
     rng = np.random.default_rng(0)
-    for patient, equal in (("a", False), ("b", True), ("c", False)):
-        image = rng.integers(0, 255, (16, 16, 2), dtype=np.uint8)
-        image[..., 1] = image[..., 0] if equal else image[..., 1]
-        tifffile.imwrite(
-            tmp_path / f"{patient}.tif", np.moveaxis(image, -1, 0), photometric="minisblack", planarconfig="separate"
-        )
-    recipe = Recipe(name="x", image="{patient}.tif", modality=["T1", "FLAIR"])
-    found = [f for f in audit(index(tmp_path, recipe), tmp_path) if f.rule == "equal channels"]
-    assert [(f.severity, f.case) for f in found] == [("warning", "b")]
-    assert found[0].message.startswith("the channels T1 and FLAIR are equal in 1 of 3 cases, of patient b:")
+
+    def found(**equal):
+        for patient, alike in equal.items():
+            image = rng.integers(0, 255, (2, 16, 16), dtype=np.uint8)
+            image[1] = image[0] if alike else image[1]
+            tifffile.imwrite(tmp_path / f"{patient}.tif", image, photometric="minisblack", planarconfig="separate")
+        recipe = Recipe(name="x", image="{patient}.tif", modality=["T1", "FLAIR"])
+        return [f for f in audit(index(tmp_path, recipe), tmp_path) if f.rule == "equal channels"]
+
+    (finding,) = found(a=False, b=True, c=False)
+    assert (finding.severity, finding.case) == ("warning", "b")
+    assert finding.message.startswith("the channels T1 and FLAIR are equal in 1 of 3 cases, of patient b:")
+    assert found(a=True, b=True, c=True) == []  # grey images stored as colours: nothing is missing
