@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -35,10 +35,12 @@ PUBLIC = "public names"
 
 
 class Case(BaseModel):
-    """One image with its reference: a file, or one page of a TIFF stack.
+    """One image with its reference: a file, one page of a TIFF stack, or one DICOM series of a folder.
 
     `patient` is what no split divides: a patient's pseudonym, or, where no patient is known, an image or a cluster.
-    `study` is one examination of a patient.
+    `study` is one examination of a patient. Several images are its channels, one file or folder each. `series` is the
+    SeriesInstanceUID of each image that is a folder, `resampled` names the channels, from 1, that lie on another grid
+    than channel 0 and are to be resampled to it.
     Columns that are not named here (age band, institution, ...) are kept as they are.
     """
 
@@ -47,12 +49,19 @@ class Case(BaseModel):
     id: str = Field(min_length=1)
     patient: str = Field(min_length=1)
     study: str | None = None
-    image: str = Field(min_length=1)
+    image: Annotated[str, Field(min_length=1)] | Annotated[list[str], Field(min_length=2)]
     label: str | None = None
+    series: str | list[str] | None = None
+    resampled: list[int] | None = None
     page: int | None = Field(default=None, ge=0)
     sha256: str | None = None
     label_sha256: str | None = None
     pixels: str | None = None
+
+    @property
+    def images(self) -> list[str]:
+        """The paths of its image, one per file or folder."""
+        return [self.image] if isinstance(self.image, str) else list(self.image)
 
 
 class Manifest(BaseModel):

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["errors", "progress", "configuration", "heartbeat", "tables", "terminal", "child_process"],
+    ["errors", "progress", "configuration", "heartbeat", "tables", "terminal", "child_process", "scratch"],
     ["atomic", "config_check", "labels", "encoders", "batches"],
     ["paired_picture"],
     [

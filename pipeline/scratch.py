@@ -1,0 +1,29 @@
+"""Arrays that may be larger than memory: beyond a size they lie in a temporary file that nobody else sees."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+LARGE = 256 * 2**20
+"""Bytes from which an array lies in a file: the kernel may write its pages out instead of ending the process."""
+
+
+def scratch(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+    """An array of zeros to be written to; from `LARGE` on backed by an unlinked file in `TMPDIR`.
+
+    The file is gone with the array, also after a crash. The pages of such an array are the kernel's to drop, so they do
+    not count as the process's own (anonymous) memory.
+
+    Args:
+        shape: of the array.
+        dtype: of its elements.
+    """
+    kind = np.dtype(dtype)
+    if int(np.prod(shape, dtype=np.int64)) * kind.itemsize < LARGE:
+        return np.zeros(tuple(shape), kind)
+    with tempfile.TemporaryFile(prefix="overtile-") as file:
+        return np.memmap(file, dtype=kind, mode="w+", shape=tuple(shape))
