@@ -14,9 +14,9 @@ import tifffile
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from pipeline import dicom
 from pipeline.errors import InputError
 from pipeline.progress import Progress, silent
+from pipeline.synthetic_series import write_series
 
 MEMBRANE, CELL = 0, 255
 """Raw label values, inverted with respect to "membrane is foreground" as in the ISBI 2012 challenge."""
@@ -118,7 +118,7 @@ def ct_volume(seed: int, shape: tuple[int, int, int] = (64, 48, 20)) -> tuple[np
 def write_ct_patient(folder: Path, *, seed: int, patient: str = "CT-PHANTOM") -> np.ndarray:
     """Write one CT-like patient as a DICOM series; returns its label (X, Y, Z) uint8."""
     volume, label = ct_volume(seed)
-    dicom.write_series(volume, folder, spacing_mm=(1.5, 1.5, 3.0), patient_id=patient, seed=seed)
+    write_series(volume, folder, spacing_mm=(1.5, 1.5, 3.0), patient_id=patient, seed=seed)
     return label
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from pipeline.dicom import find_series, read_series, write_series
+from pipeline.dicom import find_series, read_series
 from pipeline.errors import InputError
 from pipeline.seg import read_segmentation, write_segmentation
+from pipeline.synthetic_series import write_series
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 DCMQI, HIGHDICOM = SHARED / "dicomseg_dcmqi", SHARED / "dicomseg_highdicom"

@@ -29,6 +29,7 @@ FLOORS = [
     [
         "reach",
         "seg",
+        "synthetic_series",
         "seeding",
         "optimisation",
         "provenance",
@@ -59,7 +60,7 @@ FLOORS = [
 """From the cellar up; files of one floor do not know each other."""
 
 ONLY = {
-    "pydicom": {"dicom", "seg"},
+    "pydicom": {"dicom", "seg", "synthetic_series"},
     "highdicom": {"dicom", "seg"},
     "monai.bundle": {"bundle"},
     "mlflow": {"tracking"},
