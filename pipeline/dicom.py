@@ -24,27 +24,10 @@ from pydicom.uid import MediaStorageDirectoryStorage
 
 from pipeline.atomic import atomic
 from pipeline.errors import InputError
+from pipeline.regular import ORIENTATION_TOLERANCE, SPACING_TOLERANCE, in_order
 
 COMPANIONS = frozenset({"DOC", "FID", "KO", "PLAN", "PR", "REG", "RTDOSE", "RTPLAN", "RTSTRUCT", "RWV", "SEG", "SR"})
 """Modalities of objects that archives keep beside a series and that are not slices of it."""
-
-GEOMETRY = ("ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "FrameOfReferenceUID")
-"""What every slice of a volume must have, and have alike."""
-
-ORIENTATION_TOLERANCE = 1e-4
-"""Direction cosines may differ by rounding between slices: 1e-4 is 0.05 mm over a field of view of 500 mm."""
-
-SAME_PLACE_MM = 1e-3
-"""Two slices closer than this are one slice twice; no scanner reconstructs at a micrometre."""
-
-SPACING_TOLERANCE = 0.01
-"""A gap may differ from the mean gap by this fraction, highdicom's own default."""
-
-DRIFT_TOLERANCE = 0.25
-"""No slice may lie further than this fraction of a pixel from where the affine puts it.
-
-highdicom alone accepts a tilt of 2.5 degrees, 13 mm over a scan of 300 mm.
-"""
 
 REFUSALS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What pydicom and highdicom raise on a header or on pixels that they cannot take."""
@@ -172,8 +155,7 @@ def read_series(folder: Path) -> Series:
     """
     paths = find_series(folder)
     unsorted = [dcmread(path, stop_before_pixels=True) for path in paths]
-    _check_alike(unsorted, folder)
-    headers = _check_positions(unsorted, folder)
+    headers = in_order(unsorted, str(folder))
     volume = _read_volume(headers, folder)
     return Series(
         volume=volume.array.T,  # (Z, Y, X) -> (X, Y, Z)
@@ -199,59 +181,6 @@ def _series_uid(path: Path) -> str | None:
     if not header.get("SeriesInstanceUID"):
         raise InputError(f"{path} names no series (cut short?): export it again or remove it")
     return str(header.SeriesInstanceUID)
-
-
-def _name(header: Dataset) -> str:
-    return Path(str(header.filename)).name
-
-
-def _check_alike(headers: Sequence[Dataset], folder: Path) -> None:
-    """Refuse what cannot be slices of one volume, naming the file to look at."""
-    for header in headers:
-        if header.get("NumberOfFrames", 1) not in (None, 1):
-            raise InputError(f"{folder}: {_name(header)} is multi-frame: convert it to one file per slice")
-        for keyword in (*GEOMETRY, "ImagePositionPatient"):
-            if header.get(keyword) in (None, ""):
-                raise InputError(f"{folder}: {_name(header)} has no {keyword}: export the original images")
-        for keyword in GEOMETRY:
-            first, this = headers[0].get(keyword), header.get(keyword)
-            tilt = keyword == "ImageOrientationPatient" and np.abs(np.subtract(first, this, dtype=float)).max()
-            if first != this and not 0 < tilt <= ORIENTATION_TOLERANCE:
-                raise InputError(
-                    f"{folder}: slices differ in {keyword}, {_name(headers[0])} has {first}, {_name(header)} "
-                    f"has {this}: keep only the slices of one volume (no localizer)"
-                )
-
-
-def _check_positions(headers: Sequence[Dataset], folder: Path) -> list[Dataset]:
-    """The headers in the order of Z, or a refusal that says which slice is at fault."""
-    if len(headers) < 2:
-        raise InputError(f"{folder} holds one slice, which has no slice distance: give two or more")
-    orientation = np.array(headers[0].ImageOrientationPatient, dtype=float)
-    normal = np.cross(orientation[:3], orientation[3:])
-    headers = sorted(headers, key=lambda header: float(normal @ np.array(header.ImagePositionPatient, float)))
-    positions = np.array([header.ImagePositionPatient for header in headers], dtype=float)  # (Z, 3) mm in LPS
-    gaps = np.diff(positions @ normal)
-    twice, widest = int(gaps.argmin()), int(gaps.argmax())
-    if gaps[twice] < SAME_PLACE_MM:
-        raise InputError(
-            f"{folder}: {_name(headers[twice])} and {_name(headers[twice + 1])} lie at the same place: "
-            f"remove the copy, or split the series where it was scanned twice"
-        )
-    if not np.allclose(gaps, gaps.mean(), rtol=SPACING_TOLERANCE, atol=0):
-        raise InputError(
-            f"{folder}: {gaps[widest]:.2f} mm from {_name(headers[widest])} to {_name(headers[widest + 1])}, "
-            f"but {np.median(gaps):.2f} mm between most slices: a slice is missing or of another scan, "
-            f"export the whole series again"
-        )
-    expected = positions[0] + np.arange(len(headers))[:, None] * gaps.mean() * normal
-    drift = np.linalg.norm(positions - expected, axis=1)
-    if drift.max() > DRIFT_TOLERANCE * min(map(float, headers[0].PixelSpacing)):
-        raise InputError(
-            f"{folder}: {_name(headers[int(drift.argmax())])} lies {drift.max():.2f} mm from its place in "
-            f"an upright stack (tilted gantry?): resample the series to an upright grid first"
-        )
-    return headers
 
 
 def _read_volume(headers: Sequence[Dataset], folder: Path) -> hd.Volume:

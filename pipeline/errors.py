@@ -45,7 +45,7 @@ def user_error(error: BaseException | None) -> InputError | None:
             where = f"{error.filename}: " if error.filename else ""  # a full disk names no file
             return InputError(f"{where}{error.strerror}; {SITE_ERRORS[error.errno]}")
         # A DataLoader's worker process hands on its traceback as text.
-        for kind, sentence in re.findall(r"^pipeline\.errors\.(\w+): (.*)$", str(error), re.MULTILINE):
+        for kind, sentence in re.findall(r"^pipeline\.(?:errors|regular)\.(\w+): (.*)$", str(error), re.MULTILINE):
             return DataError(sentence) if kind == "DataError" else InputError(sentence)
         error = error.__cause__ or error.__context__
     return None
