@@ -15,9 +15,9 @@ from pipeline.errors import DataError, InputError
 from pipeline.index import file_digest
 from pipeline.labels import to_class_indices
 from pipeline.leaks import by_section, declared_leaks, places
-from pipeline.loading import page_shapes, read_page
 from pipeline.lookalikes import lookalikes
 from pipeline.manifest import Case, Finding, Manifest, folder_of, read, require_partitions, unit_name
+from pipeline.pictures import page_shapes, read_page
 from pipeline.progress import Progress, silent
 
 BROKEN = ("missing file", "unreadable file", "missing page")

@@ -14,8 +14,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.loading import read_page
 from pipeline.manifest import BLANK, Case, Manifest
+from pipeline.pictures import read_page
 from pipeline.progress import Progress, silent
 from pipeline.registration import (
     FLIPS,

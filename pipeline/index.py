@@ -15,9 +15,9 @@ import parse
 from pydantic import ValidationError
 
 from pipeline.errors import InputError
-from pipeline.loading import is_image, page_shapes, read_page, read_pages
 from pipeline.manifest import BLANK, PARTITIONS, PUBLIC, Case, Manifest, read, unit_name
 from pipeline.patients import columns_of, fingerprint, identity, join, pseudonym, refuse_two_spellings, study_pseudonym
+from pipeline.pictures import is_image, page_shapes, read_page, read_pages
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe, composed
 

@@ -1,102 +1,57 @@
-"""TIFF, PNG, JPEG and DICOM files to one tensor convention, declared label values, and the way back to files.
+"""A case's files to one tensor convention, for training and inference alike; and the way back is recorded.
 
-Arrays are channel-first, (C, H, W) for images and (C, X, Y, Z) for volumes. Images stay as they are stored:
-the first spatial axis is the row. Raw label values become class indices by declaration, never by guessing.
+Tensors are channel-first. Images, (C, H, W), stay as they are stored: the first spatial axis is the row. Volumes,
+(C, X, Y, Z), are turned to the axes nearest to RAS without resampling. Raw label values become class indices by
+declaration, never by guessing.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Hashable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tifffile
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
-from PIL import Image, UnidentifiedImageError
+from monai.utils import CommonKeys
+from numpy.typing import NDArray
+from scipy.ndimage import affine_transform
 from scipy.ndimage import label as connected_components
 
-from pipeline import dicom
-from pipeline.atomic import atomic
+from pipeline import dicom, orientation, seg
 from pipeline.errors import DataError, InputError
-from pipeline.labels import JPEG_SUFFIXES, to_class_indices
+from pipeline.labels import to_class_indices
+from pipeline.pictures import is_image, read_page
+from pipeline.scratch import scratch
+from pipeline.volumes import is_volume, read_volume
 
-TIFF_SUFFIXES = (".tif", ".tiff")
-IMAGE_SUFFIXES = (*TIFF_SUFFIXES, ".png", *JPEG_SUFFIXES)
-"""Files that hold images; a folder is taken for a DICOM series."""
-
-
-def is_image(path: Path) -> bool:
-    """Whether the file's name says image; macOS leaves a `._x.png` that is none beside x.png on foreign disks."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("._")
-
-
-def is_tiff(path: Path) -> bool:
-    """Whether the file's name says TIFF."""
-    return path.suffix.lower() in TIFF_SUFFIXES
-
-
-def read_pages(path: Path) -> Iterator[np.ndarray]:
-    """The pages of an image file, one after the other, each (C, H, W) in the file's own dtype.
-
-    A TIFF stack yields one array per page and is never in memory as a whole; a PNG or JPEG yields one.
-
-    Raises:
-        InputError: the file is missing, truncated or of another kind.
-    """
-    with _readable(path):
-        if is_tiff(path):
-            with _tiff(path) as tiff:
-                for page in tiff.pages:
-                    yield _tiff_page(page)
-        else:
-            yield _read_picture(path)
-
-
-def read_page(path: Path, page: int | None = None) -> np.ndarray:
-    """One page of an image file, (C, H, W) in the file's own dtype.
-
-    Args:
-        path: a TIFF, PNG or JPEG file.
-        page: index from 0 in a TIFF stack; None for a file of one page.
-
-    Raises:
-        InputError: the file cannot be read, has no such page, or has several and `page` is None.
-    """
-    with _readable(path):
-        if not is_tiff(path):
-            return _read_picture(path)
-        with _tiff(path) as tiff:
-            return _tiff_page(tiff.pages[_checked_page(path, page, len(tiff.pages))])
-
-
-def page_shapes(path: Path) -> list[tuple[int, ...]]:
-    """The (H, W) of every page, read from headers alone."""
-    with _readable(path):
-        if is_tiff(path):
-            with _tiff(path) as tiff:
-                return [(page.imagelength, page.imagewidth) for page in tiff.pages]  # type: ignore[union-attr]
-        with Image.open(path) as image:
-            return [(image.height, image.width)]
+STORED_AFFINE, STORED_SHAPE = "stored_affine", "stored_shape"
+"""What a volume's tensor remembers of its file (of channel 0): `pipeline.orientation.as_stored` takes it back there."""
 
 
 class LoadCased(MapTransform):
     """Load the files that a manifest's case names.
 
-    `image` becomes a float32 MetaTensor (C, H, W), or (1, X, Y, Z) for a folder with a DICOM series; `label`
-    becomes a uint8 MetaTensor (1, H, W) of class indices; `instances`, read from the same file as `label`, an int32
-    MetaTensor (1, H, W) of its raw values. The item's optional `page` selects a page of a stack.
+    `image` becomes a float32 MetaTensor: (C, H, W) of a picture or of a single DICOM image, (C, X, Y, Z) in RAS of a
+    NIfTI, NRRD or MetaImage file, or of a folder with a DICOM series, with its affine (mm), and with `stored_affine`
+    and `stored_shape` of the file in its meta. Several files are its channels. `label` becomes a uint8 MetaTensor
+    (1, ...) of class indices on the same grid; `instances`, read from the same file as `label`, an int32 MetaTensor
+    (1, H, W) of its raw values.
+
+    Of the item's optional entries `page` selects a page of a stack, `series` a series of a folder by its UID, and
+    `resampled` lists the channels that are resampled to channel 0's grid.
 
     Args:
         keys: of `image`, `label` and `instances`, those to load.
         label_values: raw value, as text -> class index; needed where `label` is loaded.
         allow_missing_keys: pass an item without such a key through.
+
+    Raises:
+        InputError: a file cannot be read, or not as what it is said to be.
+        DataError: channels lie on different grids, or a label on another one than the image that is loaded already.
     """
 
     def __init__(
@@ -115,69 +70,116 @@ class LoadCased(MapTransform):
             path_key = "label" if key == "instances" else key
             if path_key not in item and self.allow_missing_keys:
                 continue
-            path = Path(data[path_key])
             if key == "label":
-                item[key] = self._label(path, item.get("page"))
+                item[key] = self._label(Path(data[path_key]), item)
             elif key == "instances":
-                item[key] = _instances(path, item.get("page"))
+                item[key] = _instances(Path(data[path_key]), item.get("page"))
             else:
-                item[key] = _series(path) if path.is_dir() else _image(path, item.get("page"))
+                item[key] = _image(data)
         return item
 
-    def _label(self, path: Path, page: int | None) -> MetaTensor:
+    def _label(self, path: Path, item: Mapping[Hashable, Any]) -> MetaTensor:
         if not self.label_values:
             raise InputError(f"{path}: cannot load a label without declared `label_values`")
-        indices = to_class_indices(read_page(path, page), self.label_values, _place(path, page))
-        return _meta_tensor(indices, path, torch.eye(4))
+        if is_image(path):
+            page = item.get("page")
+            indices = to_class_indices(read_page(path, page), self.label_values, _place(path, page))
+            return _meta_tensor(indices, path, np.eye(4))
+        raw, affine = _label_volume(path, item)
+        raw, affine = orientation.to_ras(raw, affine)
+        image = item.get(CommonKeys.IMAGE)
+        if isinstance(image, MetaTensor):
+            affine = _on_the_grid_of(image, raw.shape, affine, path)
+        return _meta_tensor(to_class_indices(raw[None], self.label_values, str(path)), path, affine)
 
 
-def write_labels(pages: Iterable[np.ndarray], path: Path, like: Path | None = None) -> None:
-    """Write label maps as a PNG or as the pages of a TIFF; atomically.
-
-    Args:
-        pages: each (H, W) uint8 of class indices.
-        path: whose suffix says the format.
-        like: the image, whose resolution (pixels per unit) a TIFF takes over.
-    """
-    with atomic(path) as temporary:
-        if is_tiff(path):
-            _write_tiff(pages, temporary, like)
-        else:
-            (page,) = pages
-            Image.fromarray(page).save(temporary, format="PNG")
-
-
-def write_probabilities(pages: Iterable[np.ndarray], path: Path) -> None:
-    """Write class probabilities, each (classes, H, W) float32, as pages of a TIFF; atomically."""
-    with atomic(path) as temporary:
-        _write_tiff(pages, temporary)
+def _image(item: Mapping[Hashable, Any]) -> MetaTensor:
+    """All channels of a case."""
+    images = item[CommonKeys.IMAGE]
+    paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
+    series = item.get("series")
+    uids = [series] * len(paths) if series is None or isinstance(series, str) else list(series)
+    if len(paths) == 1:
+        return _one_image(paths[0], uids[0], item.get("page"))
+    parts = [_one_image(path, uid, item.get("page")) for path, uid in zip(paths, uids, strict=True)]
+    resampled = set(item.get("resampled") or ())
+    first = parts[0]
+    stack = scratch((sum(len(part) for part in parts), *first.shape[1:]), np.float32)
+    at = 0
+    for number, (part, path) in enumerate(zip(parts, paths, strict=True)):
+        stack[at : at + len(part)] = _as_channel(part, first, path, resample=number in resampled)
+        at += len(part)
+    return MetaTensor(torch.as_tensor(stack), meta=first.meta)  # with its affine
 
 
-def _write_tiff(pages: Iterable[np.ndarray], path: Path, like: Path | None = None) -> None:
-    scale: dict[str, Any] = {}
-    if like is not None and is_tiff(like):
-        with tifffile.TiffFile(like) as tiff:
-            first: Any = tiff.pages.first
-            scale = {"resolution": first.resolution, "resolutionunit": first.resolutionunit}
-    with tifffile.TiffWriter(path) as writer:
-        for page in pages:
-            planar = "separate" if page.ndim == 3 else None
-            writer.write(
-                page,
-                photometric="minisblack",
-                planarconfig=planar,
-                compression="zlib",
-                contiguous=False,
-                metadata=None,
-                **scale,
-            )
-
-
-def _image(path: Path, page: int | None) -> MetaTensor:
+def _one_image(path: Path, series: str | None, page: int | None) -> MetaTensor:
+    if path.is_dir():
+        volume = dicom.read_series(path)
+        return _volume(volume.volume, volume.affine, path)
+    if is_volume(path):
+        return _volume(*read_volume(path), path)
     pixels = read_page(path, page)
     if not np.issubdtype(pixels.dtype, np.number):
         raise InputError(f"{_place(path, page)}: pixels of type {pixels.dtype} are not an image")
-    return _meta_tensor(pixels.astype(np.float32), path, torch.eye(4))
+    return _meta_tensor(pixels.astype(np.float32), path, np.eye(4))
+
+
+def _volume(stored: np.ndarray, stored_affine: NDArray[np.floating], path: Path) -> MetaTensor:
+    """(X, Y, Z) or (C, X, Y, Z) as stored -> (C, X, Y, Z) in RAS."""
+    turned, affine = orientation.to_ras(stored if stored.ndim == 4 else stored[None], stored_affine)
+    array = scratch(turned.shape, np.float32)
+    array[:] = turned
+    tensor = _meta_tensor(array, path, affine)
+    tensor.meta |= {STORED_AFFINE: np.asarray(stored_affine), STORED_SHAPE: tuple(stored.shape[-3:])}
+    return tensor
+
+
+def _as_channel(part: MetaTensor, first: MetaTensor, path: Path, *, resample: bool) -> np.ndarray:
+    """A channel on the grid of the first one, resampled linearly only if that is declared."""
+    one, other = _grid("channel 0", first), _grid(str(path), part)
+    wrong = orientation.different_grids(one, other)
+    array: np.ndarray = part.numpy()
+    if wrong is None:
+        return array
+    if not resample:
+        raise DataError(f"{wrong}: let the recipe say `resample: true` for this channel, or leave the case out")
+    to_other = np.linalg.inv(other.affine) @ one.affine
+    inside = {"output_shape": one.shape, "order": 1, "mode": "constant", "cval": float(array.min())}
+    return np.stack([affine_transform(channel, to_other, **inside) for channel in array])
+
+
+def _label_volume(path: Path, item: Mapping[Hashable, Any]) -> tuple[np.ndarray, NDArray[np.floating]]:
+    """(X, Y, Z) raw values; those of a DICOM SEG are segment numbers, on the grid of its series."""
+    if not is_volume(path):
+        return seg.read_segmentation(path, series=_series_of(item))
+    raw, affine = read_volume(path)
+    if raw.ndim != 3:
+        raise DataError(f"{path}: a label volume has one value per voxel, this has {len(raw)}")
+    return raw, affine
+
+
+def _series_of(item: Mapping[Hashable, Any]) -> dicom.Series | None:
+    """The series that the case's first channel was read from, if it was."""
+    image = item.get(CommonKeys.IMAGE)
+    source = image.meta["filename_or_obj"] if isinstance(image, MetaTensor) else image
+    first = source if isinstance(source, str | Path) else source[0] if source else None
+    if first is None or not Path(first).is_dir():
+        return None
+    return dicom.read_series(Path(first))
+
+
+def _on_the_grid_of(
+    image: MetaTensor, shape: tuple[int, ...], affine: NDArray[np.floating], path: Path
+) -> NDArray[np.floating]:
+    """The image's affine, where the label's differs by rounding alone."""
+    of_image = _grid(str(image.meta.get("filename_or_obj")), image)
+    if wrong := orientation.different_grids(of_image, orientation.Grid(str(path), shape, affine)):
+        raise DataError(f"{wrong}: a label must be drawn on its image; export both again, or leave the case out")
+    return of_image.affine
+
+
+def _grid(name: str, tensor: MetaTensor) -> orientation.Grid:
+    return orientation.Grid(name, tuple(tensor.shape[1:]), tensor.affine.numpy())
 
 
 def _instances(path: Path, page: int | None) -> MetaTensor:
@@ -189,117 +191,18 @@ def _instances(path: Path, page: int | None) -> MetaTensor:
             f"{_place(path, page)}: {parts} separate objects with one number, so this is a mask, not an instance map; "
             "number every object"
         )
-    return _meta_tensor(raw.astype(np.int32), path, torch.eye(4))
+    return _meta_tensor(raw.astype(np.int32), path, np.eye(4))
 
 
-def _series(folder: Path) -> MetaTensor:
-    series = dicom.read_series(folder)
-    return _meta_tensor(series.volume[None], folder, torch.as_tensor(series.affine))
-
-
-def _meta_tensor(array: np.ndarray, path: Path, affine: torch.Tensor) -> MetaTensor:
-    if not np.isfinite(array).all():
-        raise DataError(f"{path}: {np.count_nonzero(~np.isfinite(array))} pixels are NaN or infinite")
+def _meta_tensor(array: np.ndarray, path: Path, affine: NDArray[np.floating]) -> MetaTensor:
+    """Checked part by part: a volume may not fit into memory twice."""
+    bad = sum(int(np.count_nonzero(~np.isfinite(part))) for channel in array for part in channel)
+    if bad:
+        raise DataError(f"{path}: {bad} pixels are NaN or infinite")
     meta = {"filename_or_obj": str(path), "spatial_shape": array.shape[1:], "original_channel_dim": 0}
-    return MetaTensor(torch.as_tensor(np.ascontiguousarray(array)), affine=affine, meta=meta)
+    contiguous = array if array.flags.c_contiguous else np.ascontiguousarray(array)
+    return MetaTensor(torch.as_tensor(contiguous), affine=torch.as_tensor(np.array(affine, dtype=float)), meta=meta)
 
 
 def _place(path: Path, page: int | None) -> str:
     return str(path) if page is None else f"{path}, page {page}"
-
-
-@contextmanager
-def _tiff(path: Path) -> Iterator[tifffile.TiffFile]:
-    """An open TIFF whose pages are all there is in it: ImageJ hides large stacks behind one page."""
-    with tifffile.TiffFile(path) as tiff:
-        if len(tiff.pages) == 1 and tiff.series and tiff.series[0].size > tiff.pages.first.size:
-            hidden = tiff.series[0].size // tiff.pages.first.size
-            raise InputError(f"{path}: {hidden} images behind one page header; save it with one header per page")
-        yield tiff
-
-
-def _checked_page(path: Path, page: int | None, pages: int) -> int:
-    if page is None and pages != 1:
-        raise InputError(f"{path}: a stack of {pages} pages; say which page")
-    if page is not None and page >= pages:
-        raise InputError(f"{path}: has {pages} pages, page {page} was asked for (counted from 0)")
-    return page or 0
-
-
-def _tiff_page(page: Any) -> np.ndarray:
-    """(C, H, W) of a page that is (H, W), (H, W, C) or, stored in planes, (C, H, W)."""
-    array = page.asarray()
-    if array.ndim == 2:
-        return array[None]
-    if array.ndim == 3 and page.axes == "SYX":
-        return array
-    if array.ndim == 3 and page.axes == "YXS":
-        return np.ascontiguousarray(array.transpose(2, 0, 1))
-    raise InputError(f"a TIFF page with axes {page.axes} is not an image")
-
-
-def _read_picture(path: Path) -> np.ndarray:
-    """(C, H, W) of a PNG or JPEG: grey or RGB. Pixels as stored: a camera's note on how to turn them is not followed.
-
-    Collections of photographs hold PNGs under the name of a JPEG; since that has no transparency, theirs is dropped.
-    """
-    if _has_16_bit_colours(path):
-        raise InputError(
-            f"{path}: its colours are of 16 bits, of which 8 would be lost; save it as 8-bit PNG or as TIFF"
-        )
-    with Image.open(path) as image:
-        if image.mode in ("P", "1", "LA", "CMYK"):
-            raise InputError(f"{path}: mode {image.mode!r} is not supported; save it as grey, RGB or RGBA")
-        array = np.asarray(image)
-    if image.mode == "RGBA":
-        if path.suffix.lower() not in JPEG_SUFFIXES and (array[..., 3] != array[0, 0, 3]).any():
-            raise InputError(f"{path}: is transparent in places, so its colours are not what one sees; save it as RGB")
-        array = array[..., :3]  # an alpha channel that is the same everywhere says nothing
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
-def _has_16_bit_colours(path: Path) -> bool:
-    """Whether a PNG's header says RGB or RGBA of 16 bits, which Pillow reads as 8 without a word."""
-    with path.open("rb") as file:
-        header = file.read(26)
-    return header.startswith(b"\x89PNG") and header[24:] in (b"\x10\x02", b"\x10\x06")
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn whatever a decoder throws at a broken file, or only logs, into one sentence."""
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        raise InputError(f"{path}: not an image this reads; it reads {', '.join(IMAGE_SUFFIXES)} and DICOM folders")
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    try:
-        with _tiff_complaints() as complaints:
-            yield
-    except InputError:
-        raise
-    except UnidentifiedImageError:
-        raise InputError(f"{path}: not a readable {path.suffix} file") from None
-    except Exception as error:
-        raise InputError(f"{path}: cannot be decoded ({type(error).__name__}: {error})") from None
-    if complaints:
-        raise InputError(f"{path}: damaged or cut short ({complaints[0]}); pages may be missing")
-
-
-@contextmanager
-def _tiff_complaints() -> Iterator[list[str]]:
-    """What tifffile logs as an error in this thread: it reads a stack that was cut short as a shorter stack."""
-    complaints: list[str] = []
-    thread = threading.get_ident()
-
-    def keep(record: logging.LogRecord) -> bool:
-        mine = record.thread == thread and record.levelno >= logging.ERROR
-        if mine:
-            complaints.append(record.getMessage())
-        return not mine
-
-    logger = logging.getLogger("tifffile")
-    logger.addFilter(keep)
-    try:
-        yield complaints
-    finally:
-        logger.removeFilter(keep)

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import CommonKeys
 
-from pipeline import dicom, seg
+from pipeline import dicom, orientation, seg
 from pipeline.errors import DataError, InputError, user_error
 from pipeline.labels import JPEG_SUFFIXES
-from pipeline.loading import IMAGE_SUFFIXES, is_image, page_shapes, write_labels, write_probabilities
+from pipeline.loading import STORED_AFFINE
+from pipeline.pictures import IMAGE_SUFFIXES, is_image, page_shapes, write_labels, write_probabilities
 
 logger = logging.getLogger("pipeline.predict")
 
@@ -128,10 +130,11 @@ class Predictor:
     def _predict_series(self, job: Job) -> None:
         volume = self._preprocessed(job.source, None)
         if self.spatial_dims == 3:
-            probabilities = self._infer(volume[None])[0]
+            probabilities = _as_stored(self._infer(volume[None])[0], volume)
         else:
             # (1, X, Y, Z) -> a batch of slices (Z, 1, Y, X), rows first as an image is stored -> (classes, X, Y, Z)
-            probabilities = self._infer(volume.permute(3, 0, 2, 1).contiguous()).permute(1, 3, 2, 0)
+            slices = _as_stored(volume, volume).permute(3, 0, 2, 1).contiguous()
+            probabilities = self._infer(slices).permute(1, 3, 2, 0)
         series = dicom.read_series(job.source)
         about: dict[str, Any] = {"class_names": self.class_names[1:], "version": version("overtile")}
         if self.probabilities:
@@ -145,8 +148,7 @@ class Predictor:
 
     def _preprocessed(self, source: Path, page: int | None) -> torch.Tensor:
         item = self.preprocessing({CommonKeys.IMAGE: str(source), "page": page})
-        image = item[CommonKeys.IMAGE]
-        return torch.as_tensor(image.as_tensor() if hasattr(image, "as_tensor") else image)
+        return torch.as_tensor(item[CommonKeys.IMAGE])
 
     def _infer(self, batch: torch.Tensor) -> torch.Tensor:
         """(N, C, ...) -> probabilities (N, classes, ...) float32 on the CPU."""
@@ -154,7 +156,7 @@ class Predictor:
         if batch.shape[1] != channels:
             raise InputError(f"the image has {batch.shape[1]} channels, the network was trained with {channels}")
         with torch.no_grad():
-            logits = self.inferer(batch.to(self.device), self.network).float().cpu()
+            logits = torch.Tensor(self.inferer(batch.to(self.device), self.network).float().cpu())
         return torch.stack(
             [torch.as_tensor(self.activation({CommonKeys.PRED: case})[CommonKeys.PRED]) for case in logits]
         )
@@ -166,6 +168,15 @@ class Predictor:
             .numpy()
             .astype(np.uint8)
         )
+
+
+def _as_stored(tensor: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """(..., X, Y, Z) on the grid of a loaded image -> along the axes of its file."""
+    if not isinstance(image, MetaTensor):
+        raise TypeError("a volume needs its affine to be taken back to its file: do not drop it in the preprocessing")
+    array = torch.Tensor(tensor).numpy()
+    back = orientation.as_stored(array, image.affine.numpy(), image.meta[STORED_AFFINE])
+    return torch.as_tensor(np.ascontiguousarray(back))
 
 
 def find_jobs(source: Path, output_dir: Path, match: str | None = None) -> list[Job]:

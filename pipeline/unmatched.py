@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.loading import is_image
 from pipeline.manifest import Manifest
+from pipeline.pictures import is_image
 from pipeline.recipe import Recipe, composed
 
 

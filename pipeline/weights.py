@@ -17,8 +17,8 @@ from skimage.measure import label as connected_components
 from pipeline.errors import DataError
 from pipeline.instances import touching
 from pipeline.labels import to_class_indices
-from pipeline.loading import read_page
 from pipeline.manifest import folder_of, read, require_partitions
+from pipeline.pictures import read_page
 
 NEGLIGIBLE = 1e-7
 """Share of `w0` below which a border term may be left at 0: beside a class weight of 1, float32 hardly shows it."""

@@ -10,7 +10,7 @@ from skimage.draw import disk
 from pipeline import bundle, manifest
 from pipeline.errors import user_error
 from pipeline.index import index
-from pipeline.loading import read_page
+from pipeline.pictures import read_page
 from pipeline.recipe import Recipe, read_recipe
 from pipeline.split import split_by_patient
 from tests.conftest import ROOT

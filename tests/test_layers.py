@@ -7,9 +7,19 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["errors", "progress", "configuration", "heartbeat", "tables", "terminal", "child_process", "scratch"],
+    [
+        "errors",
+        "progress",
+        "configuration",
+        "heartbeat",
+        "tables",
+        "terminal",
+        "child_process",
+        "scratch",
+        "orientation",
+    ],
     ["atomic", "config_check", "labels", "encoders", "batches"],
-    ["paired_picture"],
+    ["paired_picture", "pictures", "volumes", "regular"],
     [
         "networks",
         "resizing",

@@ -1,109 +1,41 @@
-import struct
-import zlib
+"""A case's files become one tensor convention: pictures as stored, volumes in RAS at the same place in mm."""
 
+from itertools import permutations, product
+
+import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
 import tifffile
-from PIL import ExifTags, Image
+from nibabel.affines import apply_affine
 
+from pipeline import orientation, volumes
 from pipeline.errors import DataError, InputError
-from pipeline.labels import to_class_indices
-from pipeline.loading import (
-    LoadCased,
-    page_shapes,
-    read_page,
-    read_pages,
-    write_labels,
-    write_probabilities,
-)
+from pipeline.loading import LoadCased
 from tests.conftest import real
 
-RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4)
+ORIENTATIONS = ["".join(code) for axes in permutations(("RL", "AP", "SI")) for code in product(*axes)]
+LABEL_VALUES = {"0": 0, "1": 1, "2": 2}
 
 
-@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd"])
-def test_a_page_of_a_stack_is_rows_by_columns(tmp_path, compression):
-    tifffile.imwrite(
-        tmp_path / "s.tif", np.stack([RAMP, RAMP + 100]), compression=compression, photometric="minisblack"
-    )
-    assert page_shapes(tmp_path / "s.tif") == [(3, 4), (3, 4)]
-    np.testing.assert_array_equal(read_page(tmp_path / "s.tif", 1), RAMP[None] + 100)
+def phantom():
+    """(4, 5, 6) in RAS, every voxel another number; labels in two corners that no flip or swap leaves in place."""
+    labels = np.zeros((4, 5, 6), np.uint8)
+    labels[0, 1, 4:] = 1
+    labels[3, 0, 0] = 2
+    affine = nib.affines.from_matvec(np.diag([2.0, 1.5, 3.0]), [-10, 20, 5])
+    turn = np.array([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]])  # 16 degrees about the body's axis
+    return np.arange(120, dtype=np.int16).reshape(4, 5, 6), labels, nib.affines.from_matvec(turn) @ affine
 
 
-@pytest.mark.parametrize("planar", ["contig", "separate"])
-def test_colour_channels_come_first(tmp_path, planar):
-    colours = np.stack([RAMP, RAMP + 50, RAMP + 100])
-    stored = colours.transpose(1, 2, 0) if planar == "contig" else colours
-    tifffile.imwrite(tmp_path / "c.tif", stored, photometric="rgb", planarconfig=planar)
-    np.testing.assert_array_equal(read_page(tmp_path / "c.tif"), colours)
-    Image.fromarray(np.ascontiguousarray(colours.transpose(1, 2, 0))).save(tmp_path / "c.png")
-    np.testing.assert_array_equal(read_page(tmp_path / "c.png"), colours)
-
-
-def test_a_jpeg_is_grey_or_rgb_as_it_is_stored(tmp_path):
-    colours = np.zeros((8, 16, 3), np.uint8)
-    colours[:, 8:] = 240, 20, 40
-    camera = Image.Exif()
-    camera[ExifTags.Base.Orientation] = 6  # turn by 90 degrees to look at
-    Image.fromarray(colours).save(tmp_path / "a.jpg", exif=camera)
-    page = read_page(tmp_path / "a.jpg")
-    assert page.shape == (3, 8, 16)
-    assert page_shapes(tmp_path / "a.jpg") == [(8, 16)]
-    np.testing.assert_allclose(page[:, 4, 12], [240, 20, 40], atol=4)
-    Image.fromarray(colours[..., 0]).save(tmp_path / "b.jpeg")
-    assert read_page(tmp_path / "b.jpeg").shape == (1, 8, 16)
-
-
-def test_a_picture_of_another_kind_is_refused_by_name(tmp_path):
-    Image.new("CMYK", (16, 8)).save(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match=r"a\.jpg: mode 'CMYK' is not supported; save it as grey, RGB or RGBA"):
-        read_page(tmp_path / "a.jpg")
-
-
-def test_a_png_under_the_name_of_a_jpeg_has_no_transparency(tmp_path):
-    see_through = np.stack([RAMP, RAMP, RAMP, RAMP * 20], axis=-1)
-    Image.fromarray(see_through).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="is transparent in places"):
-        read_page(tmp_path / "a.png")
-    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
-    np.testing.assert_array_equal(read_page(tmp_path / "a.jpg"), np.stack([RAMP] * 3))
-
-
-@pytest.mark.parametrize("channels", [3, 4])
-def test_colours_of_sixteen_bits_are_refused_rather_than_halved(tmp_path, channels):
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", 1, 1, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
-    pixels = zlib.compress(b"\0" + b"\x01\x02" * channels)  # the row's filter, then its pixel
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
-    assert np.asarray(Image.open(tmp_path / "a.png")).tolist() == [[[1] * channels]]  # what Pillow makes of 0x0102
-    with pytest.raises(InputError, match=r"a\.png: its colours are of 16 bits, .* save it as 8-bit PNG or as TIFF"):
-        read_page(tmp_path / "a.png")
-
-
-def test_sixteen_bits_survive(tmp_path):
-    Image.fromarray(RAMP.astype(np.uint16) * 1000).save(tmp_path / "a.png")
-    assert read_page(tmp_path / "a.png").max() == 11_000
-
-
-def test_declared_values_become_class_indices():
-    raw = np.array([[[0, 255], [255, 7]]])
-    mapped = to_class_indices(raw, {"255": 0, "0": 1, "7": 2}, "x")
-    assert mapped.tolist() == [[[1, 0], [0, 2]]]
-    assert mapped.dtype == np.uint8
-
-
-def test_an_undeclared_255_never_passes():
-    raw = np.array([[[0, 1], [255, 254]]], np.uint8)
-    with pytest.raises(DataError, match=r"p1\.tif: raw label values 254, 255 are not declared \(declared: 0, 1\)"):
-        to_class_indices(raw, {"0": 0, "1": 1}, "p1.tif")
-
-
-def test_a_colour_label_is_refused():
-    with pytest.raises(DataError, match="a label must have one channel, this has 3"):
-        to_class_indices(np.zeros((3, 2, 2)), {"0": 0}, "x")
+def save(array, affine, path, code="RAS"):
+    """Store a RAS array along other axes; nibabel's own turning is the oracle."""
+    image = nib.Nifti1Image(array, affine)
+    target = nib.orientations.axcodes2ornt(code)
+    image = image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), target))
+    image.set_qform(image.affine, 1)
+    nib.save(image, path)
+    return path
 
 
 def test_loading_a_case(phantom_dir):
@@ -117,85 +49,6 @@ def test_loading_a_case(phantom_dir):
     np.testing.assert_array_equal(loaded["label"][0], raw == 0)
 
 
-def test_labels_come_back_from_disk_as_written(tmp_path):
-    for name in ("a.tif", "a.png"):
-        write_labels([RAMP], tmp_path / name)
-        np.testing.assert_array_equal(read_page(tmp_path / name), RAMP[None])
-    write_labels((RAMP + n for n in range(5)), tmp_path / "stack.tif")
-    assert [page.max() for page in read_pages(tmp_path / "stack.tif")] == [11, 12, 13, 14, 15]
-
-
-def test_the_resolution_of_the_image_is_the_label_maps(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", RAMP, resolution=(25400, 25400), resolutionunit="INCH")
-    write_labels([RAMP], tmp_path / "b.tif", tmp_path / "a.tif")
-    with tifffile.TiffFile(tmp_path / "b.tif") as written:
-        assert written.pages.first.resolution == (25400, 25400)
-        assert written.pages.first.resolutionunit == tifffile.RESUNIT.INCH
-
-
-def test_probabilities_keep_classes_apart(tmp_path):
-    probabilities = np.stack([RAMP, 1 - RAMP / 20, RAMP / 7]).astype(np.float32)
-    write_probabilities([probabilities, probabilities / 2], tmp_path / "p.tif")
-    np.testing.assert_array_equal(read_page(tmp_path / "p.tif", 1), probabilities / 2)
-
-
-def test_an_interrupted_write_leaves_nothing(tmp_path):
-    def pages():
-        yield RAMP
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_labels(pages(), tmp_path / "a.tif")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        ("a.tif", b"", r"a\.tif: cannot be decoded"),
-        ("a.tif", b"not a tiff at all", r"a\.tif: cannot be decoded"),
-        ("a.png", b"nor a png", r"a\.png: not a readable \.png file"),
-        ("a.jpg", b"\xff\xd8\xff", r"a\.jpg: not a readable \.jpg file"),
-        (
-            "a.gif",
-            b"",
-            r"a\.gif: not an image this reads; it reads \.tif, \.tiff, \.png, \.jpg, \.jpeg and DICOM folders",
-        ),
-        (None, b"", r"a\.tif: no such file"),
-    ],
-)
-def test_unreadable_files_are_named(tmp_path, name, content, sentence):
-    path = tmp_path / (name or "a.tif")
-    if name:
-        path.write_bytes(content)
-    with pytest.raises(InputError, match=sentence):
-        read_page(path)
-
-
-def test_a_stack_that_was_cut_short_is_no_shorter_stack(tmp_path):
-    path = tmp_path / "s.tif"
-    with tifffile.TiffWriter(path) as writer:
-        for _ in range(9):
-            writer.write(RAMP, contiguous=False)
-    path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(InputError, match="damaged or cut short"):
-        page_shapes(path)
-
-
-def test_a_stack_behind_one_header_is_refused(tmp_path):
-    tifffile.imwrite(tmp_path / "s.tif", np.stack([RAMP] * 5), photometric="minisblack", imagej=True, truncate=True)
-    with pytest.raises(InputError, match="5 images behind one page header"):
-        page_shapes(tmp_path / "s.tif")
-
-
-def test_pages_are_asked_for_by_number(tmp_path):
-    tifffile.imwrite(tmp_path / "s.tif", np.stack([RAMP, RAMP]), photometric="minisblack")
-    with pytest.raises(InputError, match="a stack of 2 pages; say which page"):
-        read_page(tmp_path / "s.tif")
-    with pytest.raises(InputError, match=r"has 2 pages, page 2 was asked for"):
-        read_page(tmp_path / "s.tif", 2)
-
-
 def test_the_real_masks_are_inverted_and_mapped():
     folder = real("isbi2012_em")
     load = LoadCased("label", {"255": 0, "0": 1})
@@ -203,6 +56,133 @@ def test_the_real_masks_are_inverted_and_mapped():
     assert 0.15 < float(membrane.float().mean()) < 0.3
 
 
-def test_a_real_brain_slice_has_three_channels():
-    path = sorted(real("lgg_kaggle3m").glob("*/*_10.tif"))[0]
-    assert read_page(path).shape == (3, 256, 256)
+@pytest.mark.parametrize("code", ORIENTATIONS)
+def test_a_volume_stored_along_any_axes_is_one_tensor_at_one_place(tmp_path, code):
+    image, labels, affine = phantom()
+    stored = save(image, affine, tmp_path / "image.nii.gz", code)
+    item = {"image": stored, "label": save(labels, affine, tmp_path / "label.nii", code)}
+    loaded = LoadCased(["image", "label"], LABEL_VALUES)(item)
+    np.testing.assert_array_equal(loaded["image"][0], image)
+    np.testing.assert_array_equal(loaded["label"][0], labels)
+    np.testing.assert_allclose(loaded["image"].affine, affine, atol=1e-5)
+
+    found, meta = loaded["label"][0].numpy(), loaded["image"].meta
+    back = orientation.as_stored(found, loaded["image"].affine.numpy(), meta["stored_affine"])
+    volumes.write_volume(back, meta["stored_affine"], tmp_path / "out.nii.gz")
+    written = nib.load(tmp_path / "out.nii.gz")
+    assert written.shape == nib.load(stored).shape == meta["stored_shape"]
+    for value in (1, 2):
+        where = apply_affine(written.affine, np.argwhere(np.asarray(written.dataobj) == value))
+        expected = apply_affine(affine, np.argwhere(labels == value))
+        np.testing.assert_allclose(sorted(where.tolist()), sorted(expected.tolist()), atol=1e-3)
+
+
+def test_there_are_48_orientations():
+    assert len(set(ORIENTATIONS)) == 48
+
+
+def test_an_image_and_its_label_may_be_stored_along_different_axes(tmp_path):
+    image, labels, affine = phantom()
+    item = {
+        "image": save(image, affine, tmp_path / "i.nii", "LPS"),
+        "label": save(labels, affine, tmp_path / "l.nii", "SAR"),
+    }
+    np.testing.assert_array_equal(LoadCased(["image", "label"], LABEL_VALUES)(item)["label"][0], labels)
+
+
+def test_rounding_in_a_header_is_repaired_and_a_shift_is_refused_with_both_affines(tmp_path):
+    image, labels, affine = phantom()
+    item = {"image": save(image, affine, tmp_path / "i.nii"), "label": tmp_path / "l.nii"}
+    near, far = affine.copy(), affine.copy()
+    near[0, 3] += 0.01  # of a voxel of 1.5 mm: 0.007
+    far[0, 3] += 0.1
+    save(labels, near, item["label"])
+    loaded = LoadCased(["image", "label"], LABEL_VALUES)(item)
+    np.testing.assert_array_equal(loaded["label"].affine, loaded["image"].affine)
+    save(labels, far, item["label"])
+    with pytest.raises(
+        DataError,
+        match=r"i\.nii and .*l\.nii lie on different grids \(corners 0\.0667 voxels apart; affines \[.*-15\.2.*\] and",
+    ):
+        LoadCased(["image", "label"], LABEL_VALUES)(item)
+    save(labels[:, :, 1:], affine, item["label"])
+    with pytest.raises(DataError, match="4 x 5 x 6 against 4 x 5 x 5 voxels"):
+        LoadCased(["image", "label"], LABEL_VALUES)(item)
+
+
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
+def test_nrrd_and_metaimage_lie_where_simpleitk_puts_them(tmp_path, suffix):
+    image, labels, affine = phantom()
+    path = tmp_path / f"image{suffix}"
+    volumes.write_volume(image, affine, path)
+    peer = SimpleITK.ReadImage(str(path))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(peer).T, image)
+    corner = peer.TransformIndexToPhysicalPoint((3, 4, 5))  # LPS
+    np.testing.assert_allclose(np.array(corner) * (-1, -1, 1), apply_affine(affine, (3, 4, 5)), atol=1e-4)
+    volumes.write_volume(labels, affine, tmp_path / f"label{suffix}")
+    loaded = LoadCased(["image", "label"], LABEL_VALUES)({"image": path, "label": tmp_path / f"label{suffix}"})
+    np.testing.assert_array_equal(loaded["image"][0], image)
+    np.testing.assert_allclose(loaded["image"].affine, affine, atol=1e-4)
+    np.testing.assert_array_equal(loaded["label"][0], labels)
+
+
+def test_channels_come_from_several_files_or_from_one_with_four_axes(tmp_path):
+    image, _, affine = phantom()
+    paths = [save(image + 1000 * n, affine, tmp_path / f"{n}.nii.gz", code) for n, code in enumerate(("RAS", "LIP"))]
+    loaded = LoadCased("image")({"image": [str(path) for path in paths]})["image"]
+    np.testing.assert_array_equal(loaded, [image, image + 1000])
+    volumes.write_volume(np.stack([image, image + 1000]), affine, tmp_path / "both.nii.gz")
+    np.testing.assert_array_equal(LoadCased("image")({"image": tmp_path / "both.nii.gz"})["image"], loaded)
+
+
+def test_a_channel_on_another_grid_is_resampled_only_where_that_is_declared(tmp_path):
+    _, _, affine = phantom()
+    ramp = np.add.outer(np.add.outer(np.arange(4.0), 10 * np.arange(5.0)), 100 * np.arange(6.0)).astype(np.float32)
+    moved = affine @ nib.affines.from_matvec(np.eye(3), [0, 0, -0.5])  # half a voxel down: voxel z is at z - 0.5
+    paths = [str(save(ramp, place, tmp_path / f"{n}.nii")) for n, place in enumerate((affine, moved))]
+    with pytest.raises(DataError, match=r"channel 0 and .*1\.nii lie on different grids .* say `resample: true`"):
+        LoadCased("image")({"image": paths})
+    loaded = LoadCased("image")({"image": paths, "resampled": [1]})["image"]
+    np.testing.assert_allclose(loaded[1, :, :, :5], loaded[0, :, :, :5] + 50, atol=1e-3)
+
+
+def test_a_large_volume_is_loaded_through_a_file(tmp_path, monkeypatch):
+    image, _, affine = phantom()
+    monkeypatch.setattr("pipeline.scratch.LARGE", 100)
+    loaded = LoadCased("image")({"image": save(image, affine, tmp_path / "i.nii.gz", "PIR")})["image"]
+    np.testing.assert_array_equal(loaded[0], image)
+
+
+def test_a_volume_that_does_not_say_how_it_lies_is_refused(tmp_path):
+    image, _, affine = phantom()
+    unknown = nib.Nifti1Image(image, None)
+    nib.save(unknown, tmp_path / "u.nii")
+    with pytest.raises(InputError, match=r"u\.nii: its header says neither by sform nor by qform"):
+        LoadCased("image")({"image": tmp_path / "u.nii"})
+    header = b"NRRD0004\ntype: short\ndimension: 3\nsizes: 4 5 6\nencoding: raw\nendian: little\n\n"
+    (tmp_path / "u.nrrd").write_bytes(header + image.T.tobytes())
+    with pytest.raises(InputError, match=r"u\.nrrd: its header has no `space`"):
+        LoadCased("image")({"image": tmp_path / "u.nrrd"})
+    whole = bytearray(save(image, affine, tmp_path / "i.nii").read_bytes())
+    whole[312:328] = bytes(16)  # srow_z
+    (tmp_path / "flat.nii").write_bytes(whole)
+    with pytest.raises(InputError, match=r"flat\.nii: its header describes no volume"):
+        LoadCased("image")({"image": tmp_path / "flat.nii"})
+    (tmp_path / "cut.nii.gz").write_bytes(save(image, affine, tmp_path / "i.nii.gz").read_bytes()[:80])
+    with pytest.raises(InputError, match=r"cut\.nii\.gz: cannot be decoded"):
+        LoadCased("image")({"image": tmp_path / "cut.nii.gz"})
+
+
+def test_a_label_with_a_value_between_two_classes_is_refused(tmp_path):
+    image, labels, affine = phantom()
+    item = {"image": save(image, affine, tmp_path / "i.nii"), "label": save(labels / 2, affine, tmp_path / "l.nii")}
+    with pytest.raises(DataError, match=r"l\.nii: raw label values 0\.5 are not declared"):
+        LoadCased(["image", "label"], LABEL_VALUES)(item)
+
+
+def test_units_in_metres_are_millimetres(tmp_path):
+    image = nib.Nifti1Image(phantom()[0], np.diag([0.002, 0.002, 0.003, 1]))
+    image.set_sform(image.affine, 1)
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "m.nii")
+    np.testing.assert_allclose(orientation.spacing_mm(volumes.read_geometry(tmp_path / "m.nii").affine), [2, 2, 3])

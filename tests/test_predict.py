@@ -11,8 +11,8 @@ from PIL import Image
 
 from pipeline import bundle, dicom, seg
 from pipeline.errors import DataError, InputError
-from pipeline.loading import read_page
 from pipeline.phantom import ct_volume, write_ct_patient
+from pipeline.pictures import read_page
 from pipeline.predict import find_jobs
 from tests.conftest import ROOT
 
