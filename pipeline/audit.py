@@ -10,15 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from pipeline.dicom import read_series
+from pipeline.digests import file_digest, joined
 from pipeline.errors import DataError, InputError
-from pipeline.index import file_digest
-from pipeline.labels import to_class_indices
 from pipeline.leaks import by_section, declared_leaks, places
+from pipeline.loading import GridError, LoadCased, NotFiniteError
 from pipeline.lookalikes import lookalikes
-from pipeline.manifest import Case, Finding, Manifest, folder_of, read, require_partitions, unit_name
-from pipeline.pictures import page_shapes, read_page
+from pipeline.manifest import Case, Finding, Manifest, as_item, folder_of, read, require_partitions, unit_name
+from pipeline.orientation import Grid, different_grids
+from pipeline.pictures import is_image, page_shapes
 from pipeline.progress import Progress, silent
+from pipeline.volumes import is_volume, read_geometry
 
 BROKEN = ("missing file", "unreadable file", "missing page")
 """Rules whose cases are not opened again."""
@@ -99,16 +103,7 @@ def checked_cases(
     cases = manifest.partition(partition)
     if not cases:
         raise DataError(f"{manifest_path}: no case in `{partition}`; `overtile split` deals unassigned patients")
-    return [_item(case, folder) for case in cases]
-
-
-def _item(case: Case, folder: Path) -> dict[str, Any]:
-    item: dict[str, Any] = {"id": case.id, "patient": case.patient, "image": str(folder / case.image)}
-    if case.label is not None:
-        item["label"] = str(folder / case.label)
-    if case.page is not None:
-        item["page"] = case.page
-    return item
+    return [as_item(case, folder) for case in cases]
 
 
 def _broken(findings: Sequence[Finding]) -> set[str]:
@@ -129,13 +124,14 @@ def _cases_to_use(manifest: Manifest) -> Iterator[Finding]:
 
 
 def _files(manifest: Manifest, root: Path) -> list[Finding]:
-    """Missing files, unreadable headers, image and label of different shape."""
-    shapes: dict[str, list[tuple[int, ...]] | Finding] = {}
+    """Missing files, unreadable headers, image and label of different shape or at different places."""
+    known: dict[str, list[Grid] | Finding] = {}
 
-    def shape(case: Case, path: str) -> tuple[int, ...] | Finding:
-        if path not in shapes:
-            shapes[path] = _header(case.id, root / path)
-        pages = shapes[path]
+    def grid(case: Case, path: str, series: str | None) -> Grid | Finding:
+        key = f"{path} {series}"
+        if key not in known:
+            known[key] = _header(case.id, path, root, series)
+        pages = known[key]
         if isinstance(pages, Finding):
             return Finding(pages.severity, pages.rule, case.id, pages.message)
         page = case.page or 0
@@ -146,20 +142,44 @@ def _files(manifest: Manifest, root: Path) -> list[Finding]:
 
     findings = []
     for _, case in manifest.cases():
-        found = [shape(case, path) for path in (case.image, case.label) if path]
+        uids = case.series if isinstance(case.series, list) else [case.series] * len(case.images)
+        found = [grid(case, path, uid) for path, uid in zip(case.images, uids, strict=True)]
+        if case.label and (is_image(Path(case.label)) or is_volume(Path(case.label))):  # decoding tells of a SEG
+            found.append(grid(case, case.label, None))
         findings += [entry for entry in found if isinstance(entry, Finding)]
-        sizes = [entry for entry in found if not isinstance(entry, Finding)]
-        if len(sizes) == 2 and sizes[0] != sizes[1]:
-            message = f"{case.id}: image is {_by(sizes[0])}, label is {_by(sizes[1])} pixels"
-            findings.append(Finding("error", "different shapes", case.id, message))
+        if len(grids := [entry for entry in found if isinstance(entry, Grid)]) == len(found):
+            findings += _misplaced(case, grids)
     return findings
 
 
-def _header(case_id: str, path: Path) -> list[tuple[int, ...]] | Finding:
-    if not path.is_file():
+def _misplaced(case: Case, grids: Sequence[Grid]) -> Iterator[Finding]:
+    """Channels and a label that do not lie on the grid of channel 0."""
+    first, *others = grids
+    for number, other in enumerate(others, start=1):
+        is_label = number == len(case.images)
+        if len(first.shape) != len(other.shape) or (len(first.shape) == 2 and first.shape != other.shape):
+            what = "label" if is_label else f"channel {number}"
+            message = f"{case.id}: image is {_by(first.shape)}, {what} is {_by(other.shape)} pixels"
+            yield Finding("error", "different shapes", case.id, message)
+        elif (
+            len(first.shape) == 3 and number not in (case.resampled or ()) and (wrong := different_grids(first, other))
+        ):
+            yield Finding("error", "different grids", case.id, f"{case.id}: {wrong}")
+
+
+def _header(case_id: str, name: str, root: Path, series: str | None) -> list[Grid] | Finding:
+    """Where a file's pages, or a volume, lie: (H, W) or (X, Y, Z) and an affine."""
+    path = root / name
+    if not path.exists():
         return Finding("error", "missing file", case_id, f"{path}: no such file")
     try:
-        return page_shapes(path)
+        if path.is_dir():
+            volume = read_series(path)
+            return [Grid(name, volume.volume.shape, volume.affine)]
+        if is_volume(path):
+            shape, affine, _ = read_geometry(path)
+            return [Grid(name, shape, affine)]
+        return [Grid(name, shape, np.eye(4)) for shape in page_shapes(path)]
     except InputError as error:
         return Finding("error", "unreadable file", case_id, str(error))
 
@@ -205,18 +225,24 @@ def _equal_channels(manifest: Manifest, alike: Mapping[tuple[int, int], list[Cas
 
 
 def _changed_files(cases: list[Case], root: Path, progress: Progress) -> Iterator[Finding]:
-    recorded: dict[str, tuple[str, str]] = {}
+    recorded: dict[tuple[str, ...], tuple[str, str]] = {}
     for case in cases:
-        for path, sha in ((case.image, case.sha256), (case.label, case.label_sha256)):
-            if path and sha:
-                recorded.setdefault(path, (sha, case.id))
+        for paths, sha in ((tuple(case.images), case.sha256), ((case.label or "",), case.label_sha256)):
+            if sha:
+                recorded.setdefault(paths, (sha, case.id))
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda path: file_digest(root / path), recorded)
-        for path, digest in zip(recorded, progress(digests, len(recorded), "files"), strict=True):
-            sha, case_id = recorded[path]
+        digests = pool.map(lambda paths: joined([file_digest(root / path) for path in paths]), recorded)
+        for paths, digest in zip(recorded, progress(digests, len(recorded), "files"), strict=True):
+            sha, case_id = recorded[paths]
             if digest != sha:
-                message = f"{root / path}: not the file that was indexed; index the folder again"
-                yield Finding("error", "changed file", case_id, message)
+                files = "not the file that was indexed" if len(paths) == 1 else "not the files that were indexed"
+                yield Finding("error", "changed file", case_id, f"{root / paths[0]}: {files}; index the folder again")
+
+
+def _rule(error: Exception) -> str:
+    """The rule that a case breaks which cannot be loaded."""
+    names: dict[type[Exception], str] = {NotFiniteError: "NaN or infinity", GridError: "different grids"}
+    return names.get(type(error), "unreadable file")
 
 
 def _decoded(
@@ -229,25 +255,23 @@ def _decoded(
     def add(severity: Any, rule: str, message: str) -> None:
         findings.append(Finding(severity, rule, case.id, message))
 
+    item = as_item(case, root)
     try:
-        image = read_page(root / case.image, case.page)
+        item = LoadCased("image")(item)
+        image = torch.as_tensor(item["image"]).numpy()
         if image.shape[0] != channels:
             add("error", "different channels", f"{case.id}: {image.shape[0]} channels, the manifest names {channels}")
-        if not np.isfinite(image).all():
-            add("error", "NaN or infinity", f"{case.id}: {np.count_nonzero(~np.isfinite(image))} pixels are not finite")
-        elif (image == image.flat[0]).all():
+        if (image == image.flat[0]).all():
             add("warning", "constant image", f"{case.id}: every pixel is {image.flat[0]:g}")
         elif len(image) == channels:
             twins = [(i, j) for i, j in combinations(range(len(image)), 2) if (image[i] == image[j]).all()]
-    except InputError as error:
-        add("error", "unreadable file", str(error))
+    except (InputError, DataError) as error:
+        add("error", _rule(error), f"{case.id}: {error}")
     classes: set[int] = set()
     try:
         if case.label:
-            raw = read_page(root / case.label, case.page)
-            classes = set(np.unique(to_class_indices(raw, label_values, case.id)).tolist())
-    except DataError as error:
-        add("error", "unusable label", str(error))
-    except InputError as error:
-        add("error", "unreadable file", str(error))
+            label = LoadCased("label", label_values)(item)["label"]
+            classes = set(np.unique(torch.as_tensor(label).numpy()).tolist())
+    except (InputError, DataError) as error:
+        add("error", "unusable label" if type(error) is DataError else _rule(error), str(error))
     return findings, classes, twins

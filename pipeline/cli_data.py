@@ -66,6 +66,7 @@ def index(
     """Read a folder into a manifest: patients, cases, digests."""
     from pipeline import index as indexing
     from pipeline import manifest as manifests
+    from pipeline.layouts import described
     from pipeline.patients import read_key
     from pipeline.recipe import read_recipe
     from pipeline.recipe import recipe as checked
@@ -86,7 +87,10 @@ def index(
     }
     given = {option: value for option, value in options.items() if value}
     given |= {} if public is None else {"public": public}
-    plan = checked((read_recipe(recipe) if recipe else {}) | given, str(recipe or ""))
+    fields = (read_recipe(recipe) if recipe else {}) | given
+    if "image" not in fields:
+        fields = described(root, patients_named="patient_id" in fields) | fields
+    plan = checked(fields, str(recipe or ""))
     if key and plan.public:
         raise InputError(
             "--key is for names that are not public, these are said to be: leave it out or say --no-public"

@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 import imagehash
 import numpy as np
+import torch
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.manifest import BLANK, Case, Manifest
-from pipeline.pictures import read_page
+from pipeline.loading import LoadCased
+from pipeline.manifest import BLANK, Case, Manifest, as_item
+from pipeline.pictures import is_image, read_page
 from pipeline.progress import Progress, silent
 from pipeline.registration import (
     FLIPS,
@@ -106,6 +108,21 @@ def grey_page(path: Path, page: int | None = None) -> np.ndarray:
     return read_page(path, page).mean(0, dtype=np.float32)
 
 
+def planes(volume: np.ndarray) -> np.ndarray:
+    """A volume as a picture in which a mirrored patient is a mirrored picture: its middle planes, left and right alike.
+
+    Args:
+        volume: (C, X, Y, Z) in RAS; or (C, H, W), an image.
+
+    Returns:
+        (Y + Z, X) float32, axial above coronal, the mean over the channels; or (H, W).
+    """
+    grey: np.ndarray = volume.mean(0, dtype=np.float32)
+    if grey.ndim == 2:
+        return grey
+    return np.concatenate([grey[:, :, grey.shape[2] // 2].T, grey[:, grey.shape[1] // 2].T])
+
+
 def near_duplicates(
     images: Sequence[Reader], *, groups: Sequence[Hashable] | None = None, progress: Progress = silent
 ) -> Search:
@@ -173,7 +190,9 @@ def readers(cases: Sequence[Case], root: Path) -> list[Reader]:
     """What reads the grey image of every case."""
 
     def reader(case: Case) -> Reader:
-        return lambda: grey_page(root / case.image, case.page)
+        if is_image(Path(case.images[0])):
+            return lambda: grey_page(root / case.images[0], case.page)
+        return lambda: planes(torch.as_tensor(LoadCased("image")(as_item(case, root))["image"]).numpy())
 
     return [reader(case) for case in cases]
 

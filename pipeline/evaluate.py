@@ -17,8 +17,8 @@ from pipeline import instance_scores, overlay
 from pipeline.atomic import atomic
 from pipeline.batches import cases_of, classes
 from pipeline.checkpoint import training_of
+from pipeline.digests import file_digest
 from pipeline.errors import InputError
-from pipeline.index import file_digest
 from pipeline.manifest import read, unit_name
 from pipeline.metrics import dice_empty_scored, overlap_counts, pixel_error
 from pipeline.patient_table import tabulate

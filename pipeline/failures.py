@@ -24,7 +24,7 @@ def without_paths(error: BaseException, cases: Iterable[Case] = ()) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror
     for case in cases:
-        for path in (case.image, case.label):
+        for path in (*case.images, case.label):
             if path and path in text:
                 text = case.id + text.rpartition(path)[2]
     if "/" in text or "\\" in text:

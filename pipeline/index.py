@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import parse
 from pydantic import ValidationError
 
+from pipeline.digests import Decoded, all_decoded, joined
 from pipeline.errors import InputError
-from pipeline.manifest import BLANK, PARTITIONS, PUBLIC, Case, Manifest, read, unit_name
+from pipeline.manifest import PARTITIONS, PUBLIC, Case, Manifest, read, unit_name
 from pipeline.patients import columns_of, fingerprint, identity, join, pseudonym, refuse_two_spellings, study_pseudonym
-from pipeline.pictures import is_image, page_shapes, read_page, read_pages
+from pipeline.pictures import is_image, page_shapes, read_page
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe, composed
+from pipeline.volumes import is_volume, read_volume, stem
 
-FIELDS = ("patient", "study", "case", "page")
-"""What a pattern may name; `{page}` is a number, the others stay inside one path component."""
+FIELDS = ("patient", "study", "case", "page", "channel")
+"""What a pattern may name; `{page}` and `{channel}` are numbers, the others stay inside one path component."""
 
 
 _Fields = tuple[str, str, str, int | None]
@@ -30,7 +30,7 @@ _Fields = tuple[str, str, str, int | None]
 
 @dataclass(frozen=True)
 class _Page:
-    """One page of one file, with what its path says about it."""
+    """One page of one file, or the files of one case's channels, with what the path says about it."""
 
     who: str
     study: str
@@ -38,29 +38,18 @@ class _Page:
     page: int | None
     path: str
     columns: dict[str, str | None]
+    channel: int | None = None
+    others: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files of its channels."""
+        return (self.path, *self.others)
 
     @property
     def fields(self) -> _Fields:
         """What image and label of one case share."""
         return self.who, self.study, self.case, self.page
-
-
-def pixel_digest(array: np.ndarray) -> str:
-    """SHA-256 over dtype, shape and values of a decoded (C, H, W) array, whatever the file format.
-
-    An image of one value everywhere has none but says so, as `blank 0`: two patients may well share a black slice.
-    """
-    if array.size and (array == array.flat[0]).all():
-        return f"{BLANK} {array.flat[0]:g}"
-    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def index(
@@ -91,7 +80,7 @@ def index(
     if kept and kept.name != recipe.name:
         raise InputError(f"{previous}: is the manifest of {kept.name!r}, not of {recipe.name!r}; choose another --out")
     _require_listed(root, recipe)
-    images = _find(root, recipe.image, recipe)
+    images = _joined(_find(root, recipe.image, recipe))
     labels = _by_fields(_find(root, recipe.label, recipe)) if recipe.label else {}
     if recipe.label:
         images = _pair(images, labels, recipe.image, recipe.label)
@@ -99,14 +88,16 @@ def index(
     if not recipe.patients_unknown:
         refuse_two_spellings({page.who for page in images})
     table = join(recipe.columns, root, recipe.patient_id) if recipe.columns else None
-    digests = _digests(root, sorted({p.path for p in images} | set(labels.values())), progress)
-    _refuse_other_channels({p.path: digests[p.path].channels for p in images})
+    files = sorted({path for p in images for path in p.paths} | set(labels.values()))
+    digests = all_decoded(root, files, progress)
+    _refuse_other_channels({p.path: sum(digests[path].channels for path in p.paths) for p in images})
     cases = []
     for page in images:
         told = page.columns | (columns_of(table, page.who, page.path) if table is not None else {})
         cases.append(_case(page, labels.get(page.fields), digests, key, told))
     fields = _texts(recipe, kept)
-    fields["modality"] = _modality(root / images[0].path, recipe.modality)
+    channels = sum(digests[path].channels for path in images[0].paths)
+    fields["modality"] = _modality(images[0].path, channels, recipe.modality)
     fields["labels"] = {str(i): class_name for i, (class_name, _) in enumerate(recipe.classes)}
     fields["label_values"] = recipe.label_values()
     fields["spacing_mm"] = recipe.spacing_mm or fields.get("spacing_mm")
@@ -116,6 +107,11 @@ def index(
         return Manifest(**(fields | _partitions(cases, kept)))
     except ValidationError as error:
         raise InputError(f"{root}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+
+
+def is_readable(path: Path) -> bool:
+    """Whether the file's name says picture or volume."""
+    return is_image(path) or is_volume(path)
 
 
 def _texts(recipe: Recipe, kept: Manifest | None) -> dict[str, Any]:
@@ -137,13 +133,13 @@ def _find(root: Path, pattern: str, recipe: Recipe) -> list[_Page]:
     pages: list[_Page] = []
     for path in sorted(root.rglob("*")):
         relative = path.relative_to(root).as_posix()
-        wanted = is_image(path) and (listed is None or composed(path.stem) in listed)
+        wanted = is_readable(path) and (listed is None or composed(stem(path)) in listed)
         found = compiled.parse(composed(relative)) if wanted else None
         if found is None or any("/" in str(value) for value in found.named.values()):
             continue
-        if "page" in found.named and len(page_shapes(path)) > 1:
+        count = 1 if is_volume(path) else len(page_shapes(path))
+        if "page" in found.named and count > 1:
             raise InputError(f"{relative}: is a stack, but the pattern {pattern!r} takes {{page}} from file names")
-        count = 1 if "page" in found.named else len(page_shapes(path))
         numbers = [found.named.get("page")] if count == 1 else range(count)
         pages += [_page(found.named, number, relative, recipe) for number in numbers]
     if not pages:
@@ -153,7 +149,7 @@ def _find(root: Path, pattern: str, recipe: Recipe) -> list[_Page]:
 
 def _require_listed(root: Path, recipe: Recipe) -> None:
     """Every name on the list must have a file: one that is misspelt would leave a case out."""
-    there = {composed(path.stem) for path in root.rglob("*") if is_image(path)} if recipe.listed else set()
+    there = {composed(stem(path)) for path in root.rglob("*") if is_readable(path)} if recipe.listed else set()
     missing = sorted((recipe.listed_names(root) or set()) - there)
     if missing:
         count = f" ({len(missing)} such names)" if len(missing) > 1 else ""
@@ -168,7 +164,23 @@ def _page(named: Mapping[str, Any], number: int | None, path: str, recipe: Recip
     case = str(named.get("case", ""))
     if recipe.patients_unknown:
         who, case = case, ""
-    return _Page(who, study or str(named.get("study", "")), case, number, path, dict(columns))
+    return _Page(who, study or str(named.get("study", "")), case, number, path, dict(columns), named.get("channel"))
+
+
+def _joined(pages: list[_Page]) -> list[_Page]:
+    """The files of a case's channels as one, in the order of their numbers; every case must have the same."""
+    cases: dict[_Fields, list[_Page]] = {}
+    for p in pages:
+        cases.setdefault(p.fields, []).append(p)
+    if pages[0].channel is None:
+        return pages
+    expected = sorted({p.channel for p in pages if p.channel is not None})
+    for parts in cases.values():
+        parts.sort(key=lambda p: p.channel or 0)
+        found = [p.channel for p in parts]
+        if found != expected:
+            raise InputError(f"{parts[0].path}: channels {found} of its case are there, other cases have {expected}")
+    return [replace(first, others=tuple(p.path for p in rest)) for first, *rest in cases.values()]
 
 
 def _by_fields(pages: list[_Page]) -> dict[_Fields, str]:
@@ -182,8 +194,9 @@ def _by_fields(pages: list[_Page]) -> dict[_Fields, str]:
 
 
 def _compile(pattern: str) -> parse.Parser:
+    numbered = composed(pattern).replace("{page}", "{page:d}").replace("{channel}", "{channel:d}")
     try:
-        compiled = parse.compile(composed(pattern).replace("{page}", "{page:d}"), case_sensitive=True)
+        compiled = parse.compile(numbered, case_sensitive=True)
     except (ValueError, KeyError) as error:
         raise InputError(f"the pattern {pattern!r} cannot be read: {error}") from None
     unknown = [field for field in compiled.named_fields if field not in FIELDS]
@@ -203,7 +216,7 @@ def _example(root: Path) -> str:
 def _pair(images: list[_Page], labels: Mapping[_Fields, str], image: str, label: str) -> list[_Page]:
     """The images without those that are labels themselves; every one must have its label."""
     label_paths = set(labels.values())
-    images = [p for p in images if p.path not in label_paths]
+    images = [p for p in images if not label_paths.intersection(p.paths)]
     if not images:
         raise InputError(f"the patterns {image!r} and {label!r} match the same files")
     for p in images:
@@ -221,30 +234,15 @@ def _pair(images: list[_Page], labels: Mapping[_Fields, str], image: str, label:
 
 def _require_classes(example: Path, classes: Sequence[tuple[str, str]]) -> None:
     if len(classes) < 2:
-        found = np.unique(read_page(example, 0 if len(page_shapes(example)) > 1 else None))[:8]
+        found = np.unique(_any_label(example))[:8]
         raise InputError(
             f"{example.name} holds the raw values {', '.join(f'{v:g}' for v in found)}: "
             "say what they mean, class 0 first, as in --class background=0 --class tumour=255"
         )
 
 
-class _File(NamedTuple):
-    """What decoding a file once tells: its digest, its pages' pixel digests, and the channels of its first page."""
-
-    sha256: str
-    pixels: list[str]
-    channels: int
-
-
-def _digests(root: Path, paths: list[str], progress: Progress) -> dict[str, _File]:
-    """Every file, decoded on all processors."""
-
-    def of(path: str) -> _File:
-        pages = [(pixel_digest(page), page.shape[0]) for page in read_pages(root / path)]
-        return _File(file_digest(root / path), [digest for digest, _ in pages], pages[0][1])
-
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(paths, progress(pool.map(of, paths), len(paths), "digests"), strict=True))
+def _any_label(path: Path) -> np.ndarray:
+    return read_volume(path)[0] if is_volume(path) else read_page(path, 0 if len(page_shapes(path)) > 1 else None)
 
 
 def _refuse_other_channels(channels: Mapping[str, int]) -> None:
@@ -262,7 +260,7 @@ def _refuse_other_channels(channels: Mapping[str, int]) -> None:
 def _case(
     page: _Page,
     label: str | None,
-    digests: Mapping[str, _File],
+    digests: Mapping[str, Decoded],
     key: bytes | None,
     columns: Mapping[str, str | None],
 ) -> Case:
@@ -270,29 +268,28 @@ def _case(
     what = page.case if key is None else hmac.new(key, page.case.encode(), "sha256").hexdigest()[:8]
     study = study_pseudonym(key, page.who, page.study) if page.study else ""
     parts = [who, study, what if page.case else "", "" if page.page is None else f"{page.page:03d}"]
-    file_sha, pixels, _ = digests[page.path]
-    in_stack = len(pixels) > 1
-    fields: dict[str, Any] = {"id": "_".join(part for part in parts if part), "patient": who, "image": page.path}
+    files = [digests[path] for path in page.paths]
+    in_stack = len(files[0].pixels) > 1
+    image = list(page.paths) if page.others else page.path
+    fields: dict[str, Any] = {"id": "_".join(part for part in parts if part), "patient": who, "image": image}
     if study:
         fields["study"] = study
     if label:
         fields["label"] = label
     if in_stack:
         fields["page"] = page.page
-    fields["sha256"] = file_sha
+    fields["sha256"] = joined([file.sha256 for file in files])
     if label:
         fields["label_sha256"] = digests[label].sha256
-    fields["pixels"] = pixels[page.page if in_stack and page.page is not None else 0]
+    number = page.page if in_stack and page.page is not None else 0
+    fields["pixels"] = joined([file.pixels[number] for file in files])
     return Case(**(fields | dict(columns)))
 
 
-def _modality(example: Path, modality: Sequence[str]) -> dict[str, str]:
-    channels = next(iter(read_pages(example))).shape[0]
+def _modality(example: str, channels: int, modality: Sequence[str]) -> dict[str, str]:
     names = list(modality) or [f"channel {number}" for number in range(channels)]
     if len(names) != channels:
-        raise InputError(
-            f"{example.name} has {channels} channels, {len(names)} modalities were named: {', '.join(names)}"
-        )
+        raise InputError(f"{example} has {channels} channels, {len(names)} modalities were named: {', '.join(names)}")
     return {str(number): name for number, name in enumerate(names)}
 
 

@@ -83,7 +83,7 @@ def _sections(manifest: Manifest) -> Iterator[Finding]:
     stacks: dict[str, list[tuple[int, str, Case]]] = defaultdict(list)
     for name, case in manifest.assigned():
         if case.page is not None:
-            stacks[case.image].append((case.page, name, case))
+            stacks[case.images[0]].append((case.page, name, case))
     for sections in stacks.values():
         ordered = sorted(sections, key=lambda section: section[0])
         for (page, name, _), (next_page, next_name, case) in pairwise(ordered):

@@ -7,7 +7,7 @@ declaration, never by guessing.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,15 @@ from pipeline.labels import to_class_indices
 from pipeline.pictures import is_image, read_page
 from pipeline.scratch import scratch
 from pipeline.volumes import is_volume, read_volume
+
+
+class NotFiniteError(DataError):
+    """An image or label with NaN or infinity in it."""
+
+
+class GridError(DataError):
+    """Channels, or an image and its label, that lie on different grids."""
+
 
 STORED_AFFINE, STORED_SHAPE = "stored_affine", "stored_shape"
 """What a volume's tensor remembers of its file (of channel 0): `pipeline.orientation.as_stored` takes it back there."""
@@ -51,7 +60,8 @@ class LoadCased(MapTransform):
 
     Raises:
         InputError: a file cannot be read, or not as what it is said to be.
-        DataError: channels lie on different grids, or a label on another one than the image that is loaded already.
+        GridError: channels lie on different grids, or a label on another one than the image that is loaded already.
+        DataError: a value is not finite, or a label's not declared.
     """
 
     def __init__(
@@ -63,7 +73,7 @@ class LoadCased(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.label_values = label_values
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
         """The item with paths replaced by tensors."""
         item = dict(data)
         for key in self.keys:
@@ -78,7 +88,7 @@ class LoadCased(MapTransform):
                 item[key] = _image(data)
         return item
 
-    def _label(self, path: Path, item: Mapping[Hashable, Any]) -> MetaTensor:
+    def _label(self, path: Path, item: Mapping[Any, Any]) -> MetaTensor:
         if not self.label_values:
             raise InputError(f"{path}: cannot load a label without declared `label_values`")
         if is_image(path):
@@ -93,7 +103,7 @@ class LoadCased(MapTransform):
         return _meta_tensor(to_class_indices(raw[None], self.label_values, str(path)), path, affine)
 
 
-def _image(item: Mapping[Hashable, Any]) -> MetaTensor:
+def _image(item: Mapping[Any, Any]) -> MetaTensor:
     """All channels of a case."""
     images = item[CommonKeys.IMAGE]
     paths = [Path(path) for path in ([images] if isinstance(images, str | Path) else images)]
@@ -142,13 +152,13 @@ def _as_channel(part: MetaTensor, first: MetaTensor, path: Path, *, resample: bo
     if wrong is None:
         return array
     if not resample:
-        raise DataError(f"{wrong}: let the recipe say `resample: true` for this channel, or leave the case out")
+        raise GridError(f"{wrong}: let the recipe say `resample: true` for this channel, or leave the case out")
     to_other = np.linalg.inv(other.affine) @ one.affine
     inside = {"output_shape": one.shape, "order": 1, "mode": "constant", "cval": float(array.min())}
     return np.stack([affine_transform(channel, to_other, **inside) for channel in array])
 
 
-def _label_volume(path: Path, item: Mapping[Hashable, Any]) -> tuple[np.ndarray, NDArray[np.floating]]:
+def _label_volume(path: Path, item: Mapping[Any, Any]) -> tuple[np.ndarray, NDArray[np.floating]]:
     """(X, Y, Z) raw values; those of a DICOM SEG are segment numbers, on the grid of its series."""
     if not is_volume(path):
         return seg.read_segmentation(path, series=_series_of(item))
@@ -158,7 +168,7 @@ def _label_volume(path: Path, item: Mapping[Hashable, Any]) -> tuple[np.ndarray,
     return raw, affine
 
 
-def _series_of(item: Mapping[Hashable, Any]) -> dicom.Series | None:
+def _series_of(item: Mapping[Any, Any]) -> dicom.Series | None:
     """The series that the case's first channel was read from, if it was."""
     image = item.get(CommonKeys.IMAGE)
     source = image.meta["filename_or_obj"] if isinstance(image, MetaTensor) else image
@@ -174,7 +184,7 @@ def _on_the_grid_of(
     """The image's affine, where the label's differs by rounding alone."""
     of_image = _grid(str(image.meta.get("filename_or_obj")), image)
     if wrong := orientation.different_grids(of_image, orientation.Grid(str(path), shape, affine)):
-        raise DataError(f"{wrong}: a label must be drawn on its image; export both again, or leave the case out")
+        raise GridError(f"{wrong}: a label must be drawn on its image; export both again, or leave the case out")
     return of_image.affine
 
 
@@ -198,7 +208,7 @@ def _meta_tensor(array: np.ndarray, path: Path, affine: NDArray[np.floating]) ->
     """Checked part by part: a volume may not fit into memory twice."""
     bad = sum(int(np.count_nonzero(~np.isfinite(part))) for channel in array for part in channel)
     if bad:
-        raise DataError(f"{path}: {bad} pixels are NaN or infinite")
+        raise NotFiniteError(f"{path}: {bad} pixels are NaN or infinite")
     meta = {"filename_or_obj": str(path), "spatial_shape": array.shape[1:], "original_channel_dim": 0}
     contiguous = array if array.flags.c_contiguous else np.ascontiguousarray(array)
     return MetaTensor(torch.as_tensor(contiguous), affine=torch.as_tensor(np.array(affine, dtype=float)), meta=meta)

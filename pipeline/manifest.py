@@ -254,6 +254,16 @@ def one_fold(manifest: Manifest, number: int) -> Manifest:
     return manifest.model_copy(update={**rows, "split": record | {"fold": number}})
 
 
+def as_item(case: Case, root: Path) -> dict[str, Any]:
+    """A case as MONAI takes it, with absolute paths: what `pipeline.loading.LoadCased` loads."""
+    files = [str(root / path) for path in case.images]
+    item: dict[str, Any] = {"id": case.id, "patient": case.patient, "image": files if len(files) > 1 else files[0]}
+    if case.label is not None:
+        item["label"] = str(root / case.label)
+    more = {"page": case.page, "series": case.series, "resampled": case.resampled}
+    return item | {key: value for key, value in more.items() if value is not None}
+
+
 def fold_of(case: Case) -> int | None:
     """The fold of a case, None where it has none."""
     return (case.model_extra or {}).get(FOLD)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.index import is_readable
 from pipeline.manifest import Manifest
-from pipeline.pictures import is_image
 from pipeline.recipe import Recipe, composed
+from pipeline.volumes import stem
 
 
 def unmatched(root: Path, recipe: Recipe, manifest: Manifest) -> list[str]:
@@ -20,10 +21,10 @@ def unmatched(root: Path, recipe: Recipe, manifest: Manifest) -> list[str]:
     Returns:
         Paths relative to `root`, sorted.
     """
-    taken = {path for _, case in manifest.cases() for path in (case.image, case.label)}
+    taken = {path for _, case in manifest.cases() for path in (*case.images, case.label)}
     listed = recipe.listed_names(root)
-    files = (path for path in root.rglob("*") if is_image(path) and path.is_file())
-    wanted = (path for path in files if listed is None or composed(path.stem) in listed)
+    files = (path for path in root.rglob("*") if is_readable(path) and path.is_file())
+    wanted = (path for path in files if listed is None or composed(stem(path)) in listed)
     return sorted({path.relative_to(root).as_posix() for path in wanted} - taken)
 
 

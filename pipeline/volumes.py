@@ -38,7 +38,7 @@ SCANNER = 1
 class Geometry(NamedTuple):
     """What the header of a volume says."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     """Voxels along X, Y and Z."""
     affine: NDArray[np.float64]
     """(4, 4), index to mm in RAS."""
@@ -52,9 +52,8 @@ def is_volume(path: Path) -> bool:
 
 
 def stem(path: Path) -> str:
-    """A file's name without the suffix of a volume: `a.nii.gz` is `a`."""
-    suffix = next((s for s in sorted(VOLUME_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s)), "")
-    return path.name[: len(path.name) - len(suffix)]
+    """A file's name without its suffix, of which a volume may have two: `a.nii.gz` is `a`."""
+    return path.name[:-7] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
 def read_geometry(path: Path) -> Geometry:
@@ -159,7 +158,7 @@ def _itk_geometry(path: Path) -> Geometry:
         affine[axis, 3] = source.GetOrigin(axis)
     shape = tuple(int(source.GetDimensions(axis)) for axis in range(3))
     lps_to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return Geometry((shape[0], shape[1], shape[2]), _regular(lps_to_ras @ affine, path), source.GetNumberOfComponents())
+    return Geometry(shape, _regular(lps_to_ras @ affine, path), source.GetNumberOfComponents())
 
 
 def _itk_voxels(path: Path) -> np.ndarray:

@@ -7,8 +7,9 @@ import tifffile
 from PIL import Image
 
 from pipeline import manifest as manifests
+from pipeline.digests import pixel_digest
 from pipeline.errors import InputError
-from pipeline.index import index, pixel_digest
+from pipeline.index import index
 from pipeline.patients import read_key
 from pipeline.recipe import Recipe
 from pipeline.unmatched import as_sentence, unmatched
