@@ -23,6 +23,8 @@ FLOORS = [
     [
         "networks",
         "resizing",
+        "intensity",
+        "spacing",
         "elastic",
         "losses",
         "precision",
