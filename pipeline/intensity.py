@@ -68,8 +68,8 @@ def _scale(channel: np.ndarray, low: float, high: float) -> None:
     """Row by row, or slice by slice: what is written to at once stays small."""
     for part in channel:
         np.clip(part, low, high, out=part)
-        part -= (low + high) / 2
-        part *= 2 / (high - low) if high > low else 0
+        np.subtract(part, (low + high) / 2, out=part)
+        np.multiply(part, 2 / (high - low) if high > low else 0, out=part)
 
 
 def _rising(name: str, ends: Sequence[float] | None) -> tuple[float, float] | None:
