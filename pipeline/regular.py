@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +50,9 @@ ALIKE = {
 }
 """What every slice of a volume must have, and have alike: keyword -> the rule where it differs, and what to do."""
 
+SINGLE = (None, "", 1)
+"""Values of NumberOfFrames and SamplesPerPixel of one grey slice."""
+
 NUMBERS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 """Attributes that are numbers, and how many."""
 
@@ -61,11 +66,8 @@ class Refused(InputError):  # noqa: N818 - the name says what happened, the base
     """
 
     def __init__(self, message: str, rule: str = "", file: str = "") -> None:
-        super().__init__(message, rule, file)  # all three, so that it survives the way from another process
+        super().__init__(message)
         self.rule, self.file = rule, file
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class Header(Protocol):
@@ -97,95 +99,106 @@ def in_order(headers: Sequence[H], where: str) -> list[H]:
     if not headers:
         raise Refused(f"{where} holds no slice: give the folder that holds the files of one series", "no slice")
     _check_kind(headers, where)
-    for header in headers:
-        _check_values(header, where)
+    slices = [_placed(header, where) for header in headers]
     for keyword in ALIKE:
-        _check_alike(headers, keyword, where)
-    if len(headers) == 1:
-        sentence = f"{where} holds one slice, {_name(headers[0])}, which has no slice distance: give two or more"
-        raise Refused(sentence, "single slice", str(headers[0].filename))
-    orientation = numbers(headers[0], "ImageOrientationPatient")
+        _check_alike(slices, keyword, where)
+    if len(slices) == 1:
+        sentence = f"{where} holds one slice, {slices[0].name}, which has no slice distance: give two or more"
+        raise Refused(sentence, "single slice", slices[0].file)
+    orientation = slices[0].values["ImageOrientationPatient"]
     normal = np.cross(orientation[:3], orientation[3:])
     normal /= np.linalg.norm(normal)
-    ordered = sorted(headers, key=lambda header: float(normal @ numbers(header, "ImagePositionPatient")))
-    positions_mm = np.array([numbers(header, "ImagePositionPatient") for header in ordered])  # (Z, 3), LPS
-    _check_gaps(ordered, np.diff(positions_mm @ normal), where)
-    _check_upright(ordered, positions_mm, normal, where)
-    return ordered
+    slices.sort(key=lambda one: float(normal @ one.values["ImagePositionPatient"]))
+    positions_mm = np.array([one.values["ImagePositionPatient"] for one in slices])  # (Z, 3), LPS
+    _check_gaps(slices, np.diff(positions_mm @ normal), where)
+    _check_upright(slices, positions_mm, normal, where)
+    return [one.header for one in slices]
 
 
-def numbers(header: Header, keyword: str) -> NDArray[np.float64]:
-    """The numbers of an attribute.
+@dataclass(frozen=True)
+class _Slice(Generic[H]):
+    """A header with its values, read once: decimal strings are slow to convert."""
 
-    Raises:
-        ValueError: it is no list of numbers of the right length, or they are not finite.
-    """
-    try:
-        values = np.array([float(value) for value in header.get(keyword)], dtype=np.float64)
-    except TypeError:
-        raise ValueError(f"{keyword} is no list of numbers") from None
-    if values.shape != (NUMBERS[keyword],) or not np.isfinite(values).all():
-        raise ValueError(f"{keyword} is not {NUMBERS[keyword]} numbers")
-    return values
+    header: H
+    values: dict[str, tuple[Any, ...]]
 
+    @property
+    def file(self) -> str:
+        return str(self.header.filename)
 
-def _name(header: Header) -> str:
-    return Path(str(header.filename)).name
+    @property
+    def name(self) -> str:
+        return Path(self.file).name
 
 
 def _check_kind(headers: Sequence[Header], where: str) -> None:
     """Refuse files that are no single grey slices, or not of one series."""
-    first = headers[0]
+    series = headers[0].get("SeriesInstanceUID")
     for header in headers:
-        file = str(header.filename)
-        if header.get("SeriesInstanceUID") != first.get("SeriesInstanceUID"):
-            sentence = f"{_name(first)} and {_name(header)} are of two series: put each into a folder of its own"
+        name, file = Path(str(header.filename)).name, str(header.filename)
+        if header.get("SeriesInstanceUID") != series:
+            first = Path(str(headers[0].filename)).name
+            sentence = f"{first} and {name} are of two series: put each into a folder of its own"
             raise Refused(f"{where}: {sentence}", "two series", file)
-        if header.get("NumberOfFrames") not in (None, "", 1):
-            sentence = f"{_name(header)} is multi-frame: export it as one file per slice, or convert it to NIfTI"
+        if header.get("NumberOfFrames") not in SINGLE or header.get("SharedFunctionalGroupsSequence") is not None:
+            sentence = f"{name} is multi-frame: export it as one file per slice, or convert it to NIfTI"
             raise Refused(f"{where}: {sentence}", "multi-frame", file)
-        if header.get("SamplesPerPixel") not in (None, "", 1):
-            sentence = f"{_name(header)} is in colour: give a series with one value per voxel"
-            raise Refused(f"{where}: {sentence}", "colour", file)
+        grey = str(header.get("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME")
+        if header.get("SamplesPerPixel") not in SINGLE or not grey:
+            raise Refused(f"{where}: {name} is in colour: give a series with one value per voxel", "colour", file)
 
 
-def _check_values(header: Header, where: str) -> None:
-    """Refuse a header without the attributes that place a slice, or with values that place nothing."""
-    for keyword in (*ALIKE, "ImagePositionPatient"):
-        if header.get(keyword) in (None, "", []):
-            sentence = f"{where}: {_name(header)} has no {keyword}: export the original images"
-            raise Refused(sentence, "missing attribute", str(header.filename))
+def _placed(header: H, where: str) -> _Slice[H]:
+    """A header with the values that place its slice; refused where one is missing or places nothing."""
+    name, file = Path(str(header.filename)).name, str(header.filename)
+    values = {}
     try:
-        rows, columns = np.split(numbers(header, "ImageOrientationPatient"), 2)
-        numbers(header, "ImagePositionPatient")
-        upright = np.allclose([rows @ rows, columns @ columns, rows @ columns], [1, 1, 0], atol=UPRIGHT_TOLERANCE)
-        if not upright:
+        for keyword in (*ALIKE, "ImagePositionPatient"):
+            value = header.get(keyword)
+            if value is None or value in ("", []):
+                sentence = f"{where}: {name} has no {keyword}: export the original images"
+                raise Refused(sentence, "missing attribute", file)
+            values[keyword] = _numbers(value, keyword) if keyword in NUMBERS else (value,)
+        _check_plane(values["ImageOrientationPatient"], values["PixelSpacing"])
+    except (TypeError, ValueError) as error:
+        sentence = f"{where}: of {name}, {error}: export the original images"
+        raise Refused(sentence, "unreadable attribute", file) from None
+    return _Slice(header, values)
+
+
+def _numbers(value: Any, keyword: str) -> tuple[float, ...]:
+    values = tuple(float(part) for part in value)
+    if len(values) != NUMBERS[keyword] or not all(map(isfinite, values)):
+        raise ValueError(f"{keyword} is not {NUMBERS[keyword]} numbers")
+    return values
+
+
+def _check_plane(orientation: tuple[float, ...], spacing_mm: tuple[float, ...]) -> None:
+    row, column = orientation[:3], orientation[3:]
+    for one, two, expected in ((row, row, 1), (column, column, 1), (row, column, 0)):
+        if abs(sum(a * b for a, b in zip(one, two, strict=True)) - expected) > UPRIGHT_TOLERANCE:
             raise ValueError("ImageOrientationPatient is not two unit vectors at right angles")
-        if numbers(header, "PixelSpacing").min() <= 0:
-            raise ValueError("PixelSpacing is not positive")
-    except ValueError as error:
-        sentence = f"{where}: of {_name(header)}, {error}: export the original images"
-        raise Refused(sentence, "unreadable attribute", str(header.filename)) from None
+    if min(spacing_mm) <= 0:
+        raise ValueError("PixelSpacing is not positive")
 
 
-def _check_alike(headers: Sequence[Header], keyword: str, where: str) -> None:
+def _check_alike(slices: Sequence[_Slice[Any]], keyword: str, where: str) -> None:
     """Refuse slices that differ in an attribute; those in the minority are at fault."""
-    values = [_value(header, keyword) for header in headers]
-    rounded = [tuple(np.round(value, 3)) if keyword in NUMBERS else value for value in values]
-    usual = rounded.index(Counter(rounded).most_common(1)[0][0])
+    counted = Counter(one.values[keyword] for one in slices)
+    if len(counted) == 1:
+        return
+    usual = counted.most_common(1)[0][0]
     rule, remedy = ALIKE[keyword]
-    for header, value in zip(headers, values, strict=True):
-        if not _same(keyword, value, values[usual]):
+    for one in slices:
+        value = one.values[keyword]
+        if not _same(keyword, value, usual):
+            other = next(one for one in slices if one.values[keyword] == usual)
             raise Refused(
-                f"{where}: slices differ in {keyword}, {_name(headers[usual])} has {_shown(values[usual])}, "
-                f"{_name(header)} has {_shown(value)}: {remedy}",
+                f"{where}: slices differ in {keyword}, {other.name} has {_shown(usual)}, "
+                f"{one.name} has {_shown(value)}: {remedy}",
                 rule,
-                str(header.filename),
+                one.file,
             )
-
-
-def _value(header: Header, keyword: str) -> tuple[Any, ...]:
-    return tuple(numbers(header, keyword).tolist()) if keyword in NUMBERS else (header.get(keyword),)
 
 
 def _shown(value: tuple[Any, ...]) -> str:
@@ -193,47 +206,48 @@ def _shown(value: tuple[Any, ...]) -> str:
 
 
 def _same(keyword: str, value: tuple[Any, ...], usual: tuple[Any, ...]) -> bool:
-    if value == usual or keyword not in NUMBERS:
-        return value == usual
+    """Whether two values are one, up to rounding where they are numbers."""
     if keyword == "PixelSpacing":
         return np.allclose(value, usual, rtol=PIXEL_SPACING_TOLERANCE, atol=0)
-    return np.allclose(value, usual, rtol=0, atol=ORIENTATION_TOLERANCE)
+    if keyword == "ImageOrientationPatient":
+        return np.allclose(value, usual, rtol=0, atol=ORIENTATION_TOLERANCE)
+    return value == usual
 
 
-def _check_gaps(ordered: Sequence[Header], gaps_mm: NDArray[np.float64], where: str) -> None:
+def _check_gaps(ordered: Sequence[_Slice[Any]], gaps_mm: NDArray[np.float64], where: str) -> None:
     """Refuse slices that are there twice, that are missing, or that are unevenly far apart."""
     twice, widest = int(gaps_mm.argmin()), int(gaps_mm.argmax())
     if gaps_mm[twice] < SAME_PLACE_MM:
         one, two = ordered[twice], ordered[twice + 1]
-        sentence = f"{where}: {_name(one)} and {_name(two)} lie at the same place: remove the copy, or split the series"
-        raise Refused(f"{sentence} where it was scanned twice", "slice twice", str(two.filename))
+        sentence = f"{where}: {one.name} and {two.name} lie at the same place: remove the copy, or split the series"
+        raise Refused(f"{sentence} where it was scanned twice", "slice twice", two.file)
     if np.allclose(gaps_mm, gaps_mm.mean(), rtol=SPACING_TOLERANCE, atol=0):
         return
     usual_mm = float(np.sort(gaps_mm)[(len(gaps_mm) - 1) // 2])  # of two, the smaller: a hole only widens a gap
     told = (
-        f"{where}: {gaps_mm[widest]:.2f} mm from {_name(ordered[widest])} to {_name(ordered[widest + 1])}, but "
+        f"{where}: {gaps_mm[widest]:.2f} mm from {ordered[widest].name} to {ordered[widest + 1].name}, but "
         f"{usual_mm:.2f} mm between most slices"
     )
     steps = gaps_mm / usual_mm
     if np.abs(steps - steps.round()).max() <= MULTIPLE_TOLERANCE:
         sentence = f"{told}: a slice is missing or of another scan, export the whole series again"
-        raise Refused(sentence, "missing slice", str(ordered[widest + 1].filename))
+        raise Refused(sentence, "missing slice", ordered[widest + 1].file)
     sentence = f"{told}: the slices are unevenly far apart, export the whole series again or resample it to even ones"
-    raise Refused(sentence, "uneven slices", str(ordered[widest + 1].filename))
+    raise Refused(sentence, "uneven slices", ordered[widest + 1].file)
 
 
 def _check_upright(
-    ordered: Sequence[Header], positions_mm: NDArray[np.float64], normal: NDArray[np.float64], where: str
+    ordered: Sequence[_Slice[Any]], positions_mm: NDArray[np.float64], normal: NDArray[np.float64], where: str
 ) -> None:
     """Refuse a stack that leans: slices that lie beside the place where the affine of an upright one puts them."""
     step_mm = float((positions_mm[-1] - positions_mm[0]) @ normal) / (len(ordered) - 1)
     expected_mm = positions_mm[0] + np.arange(len(ordered))[:, None] * step_mm * normal
     drift_mm = np.linalg.norm(positions_mm - expected_mm, axis=1)
     furthest = int(drift_mm.argmax())
-    if drift_mm[furthest] > DRIFT_TOLERANCE * numbers(ordered[0], "PixelSpacing").min():
+    if drift_mm[furthest] > DRIFT_TOLERANCE * min(ordered[0].values["PixelSpacing"]):
         raise Refused(
-            f"{where}: {_name(ordered[furthest])} lies {drift_mm[furthest]:.2f} mm from its place in "
+            f"{where}: {ordered[furthest].name} lies {drift_mm[furthest]:.2f} mm from its place in "
             f"an upright stack (tilted gantry?): resample the series to an upright grid first",
             "tilted gantry",
-            str(ordered[furthest].filename),
+            ordered[furthest].file,
         )

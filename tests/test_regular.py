@@ -63,6 +63,8 @@ def test_numbers_may_be_rounded():
         ({"ImagePositionPatient": [0, 0, float("nan")]}, "unreadable attribute", "is not 3 numbers"),
         ({"NumberOfFrames": 40}, "multi-frame", "b.dcm is multi-frame: export it as one file per slice"),
         ({"SamplesPerPixel": 3}, "colour", "b.dcm is in colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour", "b.dcm is in colour"),
+        ({"SharedFunctionalGroupsSequence": [{}]}, "multi-frame", "b.dcm is multi-frame"),
         ({"SeriesInstanceUID": "1.9"}, "two series", "d.dcm and b.dcm are of two series"),
         ({"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}, "mixed orientation", r"has 1\\0\\0\\0\\1\\0, b.dcm has 1"),
         ({"Rows": 6}, "different sizes", "differ in Rows, d.dcm has 5, b.dcm has 6"),
