@@ -6,12 +6,15 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import highdicom as hd
 import numpy as np
 import pytest
 from pydicom import dcmread
 
-from pipeline.dicom import find_series, read_series
+from pipeline import dicom_files, dicom_pixels
+from pipeline.dicom import find_series, is_dicom, read_image, read_series
 from pipeline.errors import InputError
+from pipeline.regular import Refused
 from pipeline.seg import read_segmentation, write_segmentation
 from pipeline.synthetic_series import write_series
 
@@ -78,7 +81,7 @@ def file_of_slice(folder, z):
 @ORIENTATIONS
 def test_a_written_series_reads_back_exactly(tmp_path, affine):
     series = read_series(make_series(tmp_path / "ct", affine))
-    assert series.volume.dtype == np.float32
+    assert series.volume.dtype == np.int16
     np.testing.assert_array_equal(series.volume, make_volume())
     np.testing.assert_allclose(series.affine, affine, atol=1e-12)
     np.testing.assert_allclose(series.spacing_mm, np.linalg.norm(affine[:3, :3], axis=0))
@@ -168,8 +171,146 @@ def test_a_file_cut_short_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"00003\.dcm names no series \(cut short\?\)"):
         read_series(folder)
     (folder / "00003.dcm").write_bytes(whole[:-8])
-    with pytest.raises(InputError, match="is not one readable volume"):
-        read_series(folder)
+    with pytest.raises(InputError, match=r"00003\.dcm is cut short, it has 32 of 40 bytes of pixels"):
+        read_series(folder).volume  # noqa: B018
+
+
+def test_of_several_series_the_one_that_is_asked_for_is_read(tmp_path):
+    one, two = make_series(tmp_path / "one"), make_series(tmp_path / "two", REVERSED, seed=1)
+    for path in two.iterdir():
+        path.rename(one / f"two_{path.name}")
+    (one / "damaged.dcm").write_bytes((one / "00001.dcm").read_bytes()[:400])
+    uids = {dcmread(one / name).SeriesInstanceUID: name for name in ("00000.dcm", "two_00000.dcm")}
+    affines = [read_series(one, uid).affine for uid in uids]
+    np.testing.assert_allclose(affines, [AXIAL, REVERSED])
+    assert len(find_series(one, next(iter(uids)))) == 6
+    with pytest.raises(InputError, match=r"holds no image of series 1\.2\.3: index the data again"):
+        read_series(one, "1.2.3")
+
+
+def test_the_headers_of_a_folder_are_scanned_once_until_a_file_changes(tmp_path, monkeypatch):
+    folder, read = make_series(tmp_path / "ct"), []
+    scan = dicom_files.series_of
+    monkeypatch.setattr(dicom_files, "series_of", lambda path: read.append(path.name) or scan(path))
+    for _ in range(3):
+        assert len(find_series(folder)) == 6
+    assert len(read) == 6
+    edit(folder / "00003.dcm", PatientComments="changed")
+    shutil.copy(folder / "00001.dcm", folder / "new.dcm")
+    assert len(find_series(folder)) == 7
+    assert len(read) == 6 + 7
+
+
+def test_headers_alone_tell_where_a_series_lies(tmp_path, monkeypatch):
+    folder = make_series(tmp_path / "ct")
+    monkeypatch.setattr(dicom_pixels, "read_values", None)
+    series = read_series(folder)
+    assert (series.shape, series.spacing_mm) == ((4, 5, 6), (2, 1.5, 3))
+
+
+def test_grid_and_values_are_those_of_highdicom(tmp_path):
+    files = write(make_volume(), tmp_path, TILTED_HEAD)
+    for z, path in enumerate(files):
+        edit(path, RescaleSlope=1.25 + z, RescaleIntercept=-3)  # as in PET
+    series = read_series(tmp_path)
+    expected = hd.get_volume_from_series([dcmread(path) for path in files])[::-1]  # which counts against the normal
+    np.testing.assert_allclose(series.volume.T, expected.array, rtol=1e-6)
+    np.testing.assert_allclose(series.grid.affine, expected.affine, atol=1e-12)
+    assert series.grid.spatial_shape == expected.spatial_shape
+
+
+def anonymous_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def test_a_large_series_is_read_without_a_second_copy_in_memory(tmp_path, monkeypatch):
+    read_series(make_series(tmp_path / "small"))  # what libraries allocate once is no part of the measure
+    [first, *_] = write(np.ones((512, 512, 1)), tmp_path / "large")
+    slice_, frames, held = dcmread(first), 60, []
+    for z in range(1, frames):
+        slice_.ImagePositionPatient[2], slice_.SOPInstanceUID = 3 * z - 30, f"1.2.{z}"
+        slice_.save_as(tmp_path / "large" / f"{z}.dcm")
+    decode = dicom_pixels.read_values
+    monkeypatch.setattr(dicom_pixels, "read_values", lambda h: (held.append(anonymous_bytes()), decode(h))[1])
+    monkeypatch.setattr("pipeline.scratch.LARGE", 2**20)
+    volume = read_series(tmp_path / "large").volume
+    assert volume.nbytes == 30 * 2**20
+    assert volume.min() == volume.max() == 1
+    assert max(held) - held[0] < 6 * 2**20
+
+
+# ---- a single image
+
+
+def write_projection(path, **attributes):
+    dataset = dcmread(write(make_volume()[:, :, :1], path.parent / f"slice of {path.name}")[0])
+    del dataset.PixelSpacing, dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+    dataset.Modality = "DX"
+    for keyword, value in attributes.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(path)
+    return path
+
+
+def test_a_projection_has_rows_as_stored_and_white_on_black(tmp_path):
+    path = write_projection(tmp_path / "dx.dcm", PhotometricInterpretation="MONOCHROME1")
+    picture = read_image(path)
+    assert (picture.pixels.shape, picture.pixels.dtype, picture.path) == ((5, 4), np.float32, path)
+    # -32768 to 32767 stored, minus 1024: low and high are -33792 and 31743 HU, which add up to -2049
+    np.testing.assert_array_equal(picture.pixels, -2049 - make_volume()[:, :, 0].T)
+    assert "PixelData" not in picture.header
+
+
+@pytest.mark.parametrize(
+    ("attributes", "spacing"),
+    [
+        ({}, None),
+        ({"NominalScannedPixelSpacing": [0.3, 0.4]}, (0.3, 0.4)),
+        ({"ImagerPixelSpacing": [0.2, 0.1], "NominalScannedPixelSpacing": [0.3, 0.4]}, (0.2, 0.1)),
+        ({"ImagerPixelSpacing": [0.2, 0.1], "EstimatedRadiographicMagnificationFactor": 1.25}, (0.16, 0.08)),
+        ({"ImagerPixelSpacing": [0.2, 0.1], "PixelSpacing": [0.15, 0.16]}, (0.15, 0.16)),
+        ({"PixelSpacing": [0.15, 0.15], "EstimatedRadiographicMagnificationFactor": 1.25}, (0.15, 0.15)),
+        ({"PixelSpacing": None, "ImagerPixelSpacing": [0, 0]}, None),
+    ],
+)
+def test_the_spacing_of_a_projection_is_by_the_standard_s_precedence(tmp_path, attributes, spacing):
+    assert read_image(write_projection(tmp_path / "dx.dcm", **attributes)).spacing_mm == pytest.approx(spacing)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "sentence"),
+    [
+        ({"NumberOfFrames": 2}, r"dx\.dcm is multi-frame: export its frames as single images"),
+        ({"Modality": "SEG"}, r"dx\.dcm is no image but SEG"),
+        ({"PhotometricInterpretation": "RGB"}, r"dx\.dcm is in colour"),
+    ],
+)
+def test_what_is_no_single_grey_image_is_refused(tmp_path, attributes, sentence):
+    with pytest.raises(Refused, match=sentence):
+        read_image(write_projection(tmp_path / "dx.dcm", **attributes))
+
+
+def test_training_and_inference_load_a_projection_and_one_series_of_several(tmp_path):
+    from pipeline.loading import LoadCased  # MONAI takes seconds
+
+    path = write_projection(tmp_path / "IM0001")
+    picture = LoadCased(keys="image")({"image": str(path)})["image"]
+    np.testing.assert_array_equal(picture, read_image(path).pixels[None])
+    folder = make_series(tmp_path / "study" / "axial").parent
+    coronal = make_series(folder / "coronal", CORONAL, seed=1)
+    uid = read_series(coronal).sources[0].SeriesInstanceUID
+    volume = LoadCased(keys="image")({"image": str(folder), "series": uid})["image"]
+    assert volume.shape == (1, 4, 6, 5)  # X, Z and Y of the file are the axes nearest to RAS
+    np.testing.assert_allclose(volume.meta["stored_affine"], CORONAL)
+
+
+def test_dicom_is_known_by_its_content(tmp_path):
+    path = write_projection(tmp_path / "IM0001")
+    (tmp_path / "notes.dcm").write_text("not DICOM")
+    assert [is_dicom(p) for p in (path, tmp_path / "notes.dcm", tmp_path, tmp_path / "none")] == [True] + 3 * [False]
+    with pytest.raises(Refused, match=r"notes\.dcm is not a DICOM file"):
+        read_image(tmp_path / "notes.dcm")
 
 
 # ---- what is no volume
@@ -200,6 +341,12 @@ def test_orientations_that_differ_by_rounding_are_one_volume(tmp_path):
     folder = make_series(tmp_path / "ct")
     edit(folder / "00003.dcm", ImageOrientationPatient=[1, 0.000001, 0, 0, 1, 0])
     np.testing.assert_array_equal(read_series(folder).volume, make_volume())
+
+
+def test_a_place_rounded_by_a_fraction_of_a_pixel_is_no_tilt(tmp_path):
+    folder = make_series(tmp_path / "ct")
+    edit(file_of_slice(folder, 1), ImagePositionPatient=[-9.8, -20, -27])  # 0.2 mm aside, 3.8 degrees from slice 0
+    np.testing.assert_array_equal(read_series(folder).affine, AXIAL)
 
 
 @pytest.mark.parametrize("degrees", [2, 20])

@@ -16,10 +16,11 @@ FLOORS = [
         "terminal",
         "child_process",
         "scratch",
+        "regular",
         "orientation",
     ],
-    ["atomic", "config_check", "labels", "encoders", "batches"],
-    ["paired_picture", "pictures", "volumes", "regular"],
+    ["atomic", "config_check", "labels", "encoders", "batches", "dicom_files"],
+    ["paired_picture", "pictures", "volumes", "dicom_pixels"],
     [
         "networks",
         "resizing",
@@ -73,7 +74,7 @@ FLOORS = [
 """From the cellar up; files of one floor do not know each other."""
 
 ONLY = {
-    "pydicom": {"dicom", "seg", "synthetic_series"},
+    "pydicom": {"dicom", "dicom_files", "dicom_pixels", "seg", "synthetic_series"},
     "highdicom": {"dicom", "seg"},
     "monai.bundle": {"bundle"},
     "mlflow": {"tracking"},
