@@ -174,8 +174,8 @@ def _header(case_id: str, name: str, root: Path, series: str | None) -> list[Gri
         return Finding("error", "missing file", case_id, f"{path}: no such file")
     try:
         if path.is_dir():
-            volume = read_series(path)
-            return [Grid(name, volume.volume.shape, volume.affine)]
+            volume = read_series(path, series)
+            return [Grid(name, volume.shape, volume.affine)]
         if is_volume(path):
             shape, affine, _ = read_geometry(path)
             return [Grid(name, shape, affine)]

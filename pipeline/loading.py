@@ -124,10 +124,12 @@ def _image(item: Mapping[Any, Any]) -> MetaTensor:
 
 def _one_image(path: Path, series: str | None, page: int | None) -> MetaTensor:
     if path.is_dir():
-        volume = dicom.read_series(path)
+        volume = dicom.read_series(path, series)
         return _volume(volume.volume, volume.affine, path)
     if is_volume(path):
         return _volume(*read_volume(path), path)
+    if not is_image(path) and dicom.is_dicom(path):
+        return _meta_tensor(dicom.read_image(path).pixels[None], path, np.eye(4))
     pixels = read_page(path, page)
     if not np.issubdtype(pixels.dtype, np.number):
         raise InputError(f"{_place(path, page)}: pixels of type {pixels.dtype} are not an image")
@@ -175,7 +177,8 @@ def _series_of(item: Mapping[Any, Any]) -> dicom.Series | None:
     first = source if isinstance(source, str | Path) else source[0] if source else None
     if first is None or not Path(first).is_dir():
         return None
-    return dicom.read_series(Path(first))
+    series = item.get("series")
+    return dicom.read_series(Path(first), series if series is None or isinstance(series, str) else series[0])
 
 
 def _on_the_grid_of(
