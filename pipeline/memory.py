@@ -1,4 +1,4 @@
-"""How much memory a forward pass takes, estimated without data, and how much there is."""
+"""How much memory a forward pass or a training step takes, estimated without data, and how much there is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import torch
+from monai.losses import DiceCELoss
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,6 +16,18 @@ from torch.utils._pytree import tree_leaves
 WORKSPACE = 1.6
 """Resident memory per byte of live tensors: 1.39 to 1.55 measured on the CPU for U-Nets in 2D and 3D (buffers of the
 convolutions, slack of the allocator)."""
+
+BLOCK = 16
+"""Channels that a convolution on the CPU takes at once: it copies its tensors into blocks of so many."""
+
+TRAINING_WORKSPACE = 1.1
+"""Resident memory per byte of live tensors and of those copies, in training."""
+
+TRAINING_SLACK = 64 * 2**20
+"""Bytes beside it: tensors below 32 MB, once freed, stay with the allocator."""
+
+ADAM = 2
+"""Numbers that the optimiser keeps for each weight."""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -43,6 +56,49 @@ class LiveBytes(TorchDispatchMode):
     def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live -= size
+
+
+class LiveBytesAndCopies(LiveBytes):
+    """Counts beside the tensors also the blocked copies that a convolution makes of its inputs and outputs."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if "convolution" in str(func):
+            copies = sum(_blocked(tensor) for tensor in tree_leaves((args, out)) if isinstance(tensor, torch.Tensor))
+            self.peak = max(self.peak, self.live + copies)
+        return out
+
+
+def _blocked(tensor: torch.Tensor) -> int:
+    """Bytes of a feature map (N, C, ...) whose channels are filled up to whole blocks; weights are small."""
+    if tensor.dim() < 4 or not tensor.shape[1]:
+        return 0
+    channels = tensor.shape[1]
+    return tensor.nbytes // channels * (-(-channels // BLOCK) * BLOCK)
+
+
+def training_bytes(network: nn.Module, images: torch.Tensor, classes: int) -> int:
+    """Estimate the resident memory of a training step with Dice and cross-entropy, AdamW and float32.
+
+    Counted are weights, gradients, the optimiser's state, what the forward pass keeps for the backward pass, and the
+    convolutions' copies; not the program itself nor data that is kept in memory. Over 18 U-Nets in 2D and 3D, steps of
+    0.25 to 4 GB on the CPU, it was 0.89 to 1.22 times the growth of resident memory; of smaller steps up to 1.31 times.
+    With bfloat16 a step takes less.
+
+    Args:
+        network: on the meta device, in training mode.
+        images: (N, C, ...), on the meta device.
+        classes: that the loss separates; for a network with one channel of logits it is a sigmoid's.
+    """
+    weights = sum(p.nbytes for p in network.parameters())
+    mode = LiveBytesAndCopies()
+    with mode:
+        logits = network(images.clone())
+        several = logits.shape[1] > 1
+        loss = DiceCELoss(to_onehot_y=several and classes > 1, softmax=several, sigmoid=not several)
+        loss(logits, torch.empty_like(logits[:, :1])).backward()
+    network.zero_grad()
+    return int(TRAINING_WORKSPACE * (mode.peak + (1 + ADAM) * weights) + TRAINING_SLACK)
 
 
 def peak_bytes(network: nn.Module, x: torch.Tensor, *args: Any, **kwargs: Any) -> int:
