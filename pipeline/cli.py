@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_compare, cli_data
+from pipeline import cli_compare, cli_data, cli_fingerprint
 from pipeline.cli_data import Folder
 from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
 from pipeline.terminal import console
@@ -31,7 +31,7 @@ MORE = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Commands that hand further words on as overrides of a bundle's keys."""
 
 
-for command in (cli_data.index, cli_data.fetch, cli_data.split, cli_data.audit):
+for command in (cli_data.index, cli_data.fetch, cli_data.split, cli_data.audit, cli_fingerprint.fingerprint):
     app.command()(command)
 
 

@@ -120,6 +120,24 @@ def paired_differences(found: Mapping[str, Any]) -> Table:
     return _table((*columns, "95 % interval", f"{found['unit']}s"), rows)
 
 
+def sizes(unit: str, rows: Iterable[Sequence[Any]]) -> Table:
+    """Size and spacing per axis, smallest, median and largest: rows of (axis, *size in `unit`, *spacing or Nones)."""
+    titles = [f"{what} {unit}" for unit in (unit, "mm") for what in ("least", "median", "most")]
+    return _table(("axis", *titles), ([row[0], *(_shown(value, ".4g", "-") for value in row[1:])] for row in rows))
+
+
+def intensities(points: Sequence[float], rows: Iterable[Sequence[Any]]) -> Table:
+    """Intensities, rows of (what, mean, std, *percentiles)."""
+    columns = ("intensities", "mean", "std", *(f"{point:g} %" for point in points))
+    return _table(columns, ([row[0], *(_shown(value, ".4g", "-") for value in row[1:])] for row in rows))
+
+
+def amounts(unit: str, rows: Iterable[Sequence[Any]]) -> Table:
+    """Classes: rows of (class, cases with it, cases without, median voxels, least, median, most of unit, parts)."""
+    titles = ("class", "cases with it", "without", "median voxels", f"least {unit}", f"median {unit}", f"most {unit}")
+    return _table((*titles, "median parts"), ([row[0], *(_shown(v, ".4g", "-") for v in row[1:])] for row in rows))
+
+
 def _interval(ends: Sequence[float] | None, digits: str) -> str:
     return "-" if ends is None else f"{ends[0]:{digits}} to {ends[1]:{digits}}"
 
