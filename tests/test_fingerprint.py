@@ -279,5 +279,5 @@ def test_the_real_hippocampus():
     found = fingerprint(ROOT / "data_manifest" / "hippocampus.json", real("msd_hippocampus"))
     plan = propose(found, 8, settings={"width": 16, "norm": "batch"})
     assert (plan.median_size, plan.spacing_mm) == ([35, 50, 36], [1, 1, 1])  # as its provenance says of all 260
-    assert (plan.patch, plan.depth) == ([40, 56, 40], 4)  # nnU-Net's own plan of this task
+    assert (plan.patch, plan.depth) == ([40, 56, 40], 4)
     assert any("different scales" in caution for caution in cautions(found, plan))
