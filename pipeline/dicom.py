@@ -16,16 +16,18 @@ from typing import TypeVar
 import highdicom as hd
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import Dataset, FileDataset, misc
+from pydicom import Dataset, FileDataset
 
 from pipeline.atomic import atomic
 from pipeline.dicom_files import (
     COMPANIONS,
     REFUSALS,
     find_series,
+    is_dicom,
     odd_values_pass,
     read_header,
     series_of,
+    without_copies,
 )
 from pipeline.dicom_pixels import presented, read_stack, read_values
 from pipeline.errors import InputError
@@ -86,11 +88,6 @@ class Series:
         return float(x), float(y), float(z)
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM, by its content: the name says nothing."""
-    return path.is_file() and misc.is_dicom(path)
-
-
 def series_folders(folder: Path) -> list[Path]:
     """The folders under a folder that each hold one series: the innermost that holds all files of it.
 
@@ -141,7 +138,7 @@ def read_series(folder: Path, series_uid: str | None = None) -> Series:
         InputError: as `find_series`; as a `Refused` with rule and file where the slices are not one regular volume
             (`regular.in_order`).
     """
-    unsorted = [read_header(path) for path in find_series(folder, series_uid)]
+    unsorted = without_copies([read_header(path) for path in find_series(folder, series_uid)])
     headers = in_order(unsorted, str(folder))
     grid = _geometry(headers, folder)
     return Series(

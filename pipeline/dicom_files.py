@@ -1,19 +1,21 @@
 """Which files of a folder are DICOM, and of which series; their headers."""
 
+import filecmp
 import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from pydicom import FileDataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import Tag
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from pipeline.errors import InputError
 from pipeline.regular import Refused
@@ -26,6 +28,12 @@ COMPANIONS = frozenset({"DOC", "FID", "KO", "PLAN", "PR", "REG", "RTDOSE", "RTPL
 
 SERIES_TAGS = (Tag("Modality"), Tag("SeriesInstanceUID"))
 """What tells the series of a file; tags stand in ascending order, so the rest of the header is not read."""
+
+PREAMBLE_END = b"DICM"
+"""Bytes 128 to 131 of a DICOM file."""
+
+SOP_CLASSES = b"1.2.840.10008.5.1.4.1.1."
+"""How the UIDs of DICOM's own storage classes begin."""
 
 ODD_VALUES = (
     r"Invalid value for VR ",  # a date with dots, an identifier with a leading zero
@@ -94,10 +102,46 @@ def find_series(folder: Path, series_uid: str | None = None) -> list[Path]:
     return list(next(iter(series.values())))
 
 
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its content: the name says nothing."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132).endswith(PREAMBLE_END) or lacks_preamble(path)
+
+
+def lacks_preamble(path: Path) -> bool:
+    """Whether a file begins with its first attribute, in group 2 or 8, and soon names a class of DICOM's objects."""
+    with path.open("rb") as file:
+        first = file.read(1024)
+    return first[128:132] != PREAMBLE_END and first[:2] in (b"\x02\0", b"\x08\0") and SOP_CLASSES in first
+
+
+def read_file(path: Path, **options: Any) -> FileDataset:
+    """`pydicom.dcmread`, also of files without preamble."""
+    bare = lacks_preamble(path)
+    dataset = dcmread(path, force=bare, **options)
+    if bare and "TransferSyntaxUID" not in dataset.file_meta:
+        implicit = dataset.original_encoding[0]
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return dataset
+
+
+def without_copies(headers: Sequence[FileDataset]) -> list[FileDataset]:
+    """Headers but those of files that are another one byte for byte, as a disc leaves that was imported twice."""
+    first: dict[str, FileDataset] = {}
+    kept = []
+    for header in headers:
+        same = first.setdefault(str(header.get("SOPInstanceUID", "")), header)
+        if same is header or not filecmp.cmp(str(same.filename), str(header.filename), shallow=False):
+            kept.append(header)
+    return kept
+
+
 def read_header(path: Path) -> FileDataset:
     """All of a file but its pixels."""
     try:
-        return dcmread(path, stop_before_pixels=True)
+        return read_file(path, stop_before_pixels=True)
     except InvalidDicomError:
         raise Refused(f"{path} is not a DICOM file: give a DICOM image", "not DICOM", str(path)) from None
     except (EOFError, *REFUSALS) as error:
@@ -138,7 +182,12 @@ def series_of(path: Path) -> str | None:
     """The series that a file is a slice of; None for a file that is no slice."""
     try:
         with path.open("rb") as file:
-            header = read_partial(file, lambda tag, vr, length: tag > SERIES_TAGS[-1], specific_tags=list(SERIES_TAGS))
+            header = read_partial(
+                file,
+                lambda tag, vr, length: tag > SERIES_TAGS[-1],
+                specific_tags=list(SERIES_TAGS),
+                force=lacks_preamble(path),
+            )
     except InvalidDicomError:
         return None
     except (EOFError, *REFUSALS) as error:

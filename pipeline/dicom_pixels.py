@@ -2,15 +2,16 @@
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import FileDataset, dcmread
+from pydicom import FileDataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, get_decoder, pixel_array
 from pydicom.pixels.utils import get_expected_length
 from pydicom.uid import UID
 
-from pipeline.dicom_files import REFUSALS
+from pipeline.dicom_files import REFUSALS, read_file
 from pipeline.regular import Refused
 from pipeline.scratch import scratch
 
@@ -72,7 +73,7 @@ def _stored(file: str) -> NDArray[np.number]:
     """The pixels ``(H, W)`` of the first frame as they are stored."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="End of file reached before delimiter")  # told below, as a sentence
-        dataset = dcmread(file)
+        dataset = read_file(Path(file))
     syntax = UID(dataset.file_meta.get("TransferSyntaxUID", ""))
     if not can_decode(syntax):
         sentence = f"{file} is in the transfer syntax {syntax.name or 'without a name'} ({syntax!s}), which is not read"
