@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_compare, cli_data, cli_fingerprint
+from pipeline import cli_compare, cli_data, cli_fingerprint, cli_phantom
 from pipeline.cli_data import Folder
 from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
 from pipeline.terminal import console
@@ -24,8 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-phantom_app = typer.Typer(help="Make synthetic patients with exactly known labels.", no_args_is_help=True)
-app.add_typer(phantom_app, name="phantom")
+app.add_typer(cli_phantom.app, name="phantom")
 
 MORE = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Commands that hand further words on as overrides of a bundle's keys."""
@@ -207,33 +206,6 @@ def predict(
 
 app.command(context_settings=MORE)(cli_compare.compare)
 app.command(context_settings=MORE)(cli_compare.crossvalidate)
-
-
-@phantom_app.command("em")
-def phantom_em(
-    folder: Annotated[Path, typer.Argument(help="Folder to write patients to.")],
-    patients: Annotated[int, typer.Option(help="How many.")] = 10,
-    sections: Annotated[int, typer.Option(help="Pages of each patient's stack.")] = 6,
-    size: Annotated[int, typer.Option(help="Pixels of a section's side.")] = 192,
-    seed: Annotated[int, typer.Option(help="Another seed, other patients.")] = 1,
-) -> None:
-    """EM-like membranes: one TIFF stack of images and one of labels per patient."""
-    from pipeline.phantom import write_em_patients
-
-    write_em_patients(folder, patients=patients, sections=sections, size=size, seed=seed, progress=_progress)
-    _print(f"{patients} synthetic patients -> {folder}")
-
-
-@phantom_app.command("ct")
-def phantom_ct(
-    folder: Annotated[Path, typer.Argument(help="Empty or absent folder to write the series to.")],
-    seed: Annotated[int, typer.Option(help="Another seed, another patient.")] = 1,
-) -> None:
-    """One CT-like DICOM series with a bright lesion."""
-    from pipeline.phantom import write_ct_patient
-
-    label = write_ct_patient(folder, seed=seed)
-    _print(f"{label.shape[2]} slices, a lesion of {int(label.sum())} voxels -> {folder}")
 
 
 def _run(folder: Path, workflow: str, overrides: dict[str, Any], overlays: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Synthetic patients with exactly known labels: EM-like TIFF stacks and a CT-like DICOM series.
+"""Synthetic patients with exactly known labels: EM-like TIFF stacks, a CT-like DICOM series, chest-like projections.
 
 Every patient has a tissue of its own (cell size, contrast, noise, illumination), all of it from a seed. Nothing
 here is a model of real tissue: it is hard where real images are hard (dark organelles, uneven light, noise), so
@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from pipeline.errors import InputError
 from pipeline.progress import Progress, silent
+from pipeline.synthetic_projection import write_projection
 from pipeline.synthetic_series import write_series
 
 MEMBRANE, CELL = 0, 255
@@ -23,6 +25,9 @@ MEMBRANE, CELL = 0, 255
 
 SECTION_STEP = 1.5
 """Pixels that a cell moves from one section to the next: neighbours look alike, as in a real stack."""
+
+CHEST_MM = 350.0
+"""Side of the detector behind a chest-like phantom."""
 
 AIR_HU, BODY_HU, LESION_HU = -1000.0, 40.0, 180.0
 """Hounsfield units of the CT-like phantom."""
@@ -120,6 +125,51 @@ def write_ct_patient(folder: Path, *, seed: int, patient: str = "CT-PHANTOM") ->
     volume, label = ct_volume(seed)
     write_series(volume, folder, spacing_mm=(1.5, 1.5, 3.0), patient_id=patient, seed=seed)
     return label
+
+
+def chest_picture(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A chest-like projection, its heart to the right of the picture (the patient's left).
+
+    Returns:
+        Picture (H, W) uint16 of 0 to 4095, lungs dark, and its label (H, W) uint8, 255 in the lungs.
+    """
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    height, gap, width = rng.uniform(0.58, 0.68), rng.uniform(0.38, 0.44), rng.uniform(0.27, 0.33)
+    wide = width * (1 + 0.35 * rows)  # lungs widen to the foot of the picture
+    lungs = [((columns - side * gap) / wide) ** 2 + ((rows + 0.1) / height) ** 2 < 1 for side in (-1, 1)]
+    heart = ((columns - 0.18) / 0.33) ** 2 + ((rows - 0.25) / 0.3) ** 2 < 1
+    lung = (lungs[0] | lungs[1]) & ~heart
+    body = (columns / 0.92) ** 2 + (rows / 1.4) ** 2 < 1
+    ribs = np.maximum(0, np.sin(14 * (rows + 0.5 * columns**2))) ** 4
+    picture = np.where(body, 2400.0, 150.0) - np.where(lung, rng.uniform(1100, 1500), 0)
+    picture = (
+        picture + np.where(body, 420 * ribs, 0) + 700 * np.exp(-((columns / 0.09) ** 2)) + 120 * _smooth(rng, size, 6)
+    )
+    picture = gaussian_filter(picture, size / 128) + rng.uniform(20, 60) * rng.normal(size=picture.shape)
+    return np.clip(picture, 0, 4095).astype(np.uint16), np.where(lung, 255, 0).astype(np.uint8)
+
+
+def write_dx_patients(folder: Path, *, patients: int, size: int, seed: int, progress: Progress = silent) -> None:
+    """Write `patient-NN/chest.dcm`, by turns DX and CR, inverted or not, and `patient-NN/lungs.png` for every patient.
+
+    Raises:
+        InputError: a number is too small to make a picture.
+    """
+    if patients < 1 or size < 32:
+        raise InputError(f"cannot make {patients} patients of {size} px: at least 1 and 32")
+    for number in progress(range(patients), patients, "patients"):
+        picture, label = chest_picture(seed * 1000 + number, size)
+        home = folder / f"patient-{number + 1:02d}"
+        write_projection(
+            picture,
+            home / "chest.dcm",
+            patient_id=home.name.upper(),
+            modality=("DX", "CR")[number % 2],
+            photometric=("MONOCHROME1", "MONOCHROME2")[number // 2 % 2],
+            detector_spacing_mm=(CHEST_MM / size, CHEST_MM / size),
+        )
+        Image.fromarray(label).save(home / "lungs.png")
 
 
 def _organelles(rng: np.random.Generator, size: int) -> np.ndarray:

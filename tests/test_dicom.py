@@ -246,6 +246,7 @@ def test_a_large_series_is_read_without_a_second_copy_in_memory(tmp_path, monkey
 def write_projection(path, **attributes):
     dataset = dcmread(write(make_volume()[:, :, :1], path.parent / f"slice of {path.name}")[0])
     del dataset.PixelSpacing, dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+    del dataset.WindowCenter, dataset.WindowWidth
     dataset.Modality = "DX"
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
@@ -326,6 +327,7 @@ def test_a_missing_slice_is_refused_with_its_neighbours(tmp_path):
 def test_a_slice_that_is_there_twice_is_refused_by_name(tmp_path):
     folder = make_series(tmp_path / "ct")
     shutil.copy(folder / "00001.dcm", folder / "copy.dcm")
+    edit(folder / "copy.dcm", SOPInstanceUID="1.2.3")
     with pytest.raises(InputError, match=r"00001\.dcm and copy\.dcm lie at the same place: remove the copy"):
         read_series(folder)
 

@@ -52,6 +52,8 @@ FLOORS = [
         "registration",
         "seams",
     ],
+    ["quirks", "synthetic_projection"],
+    ["defects", "volume_phantom"],
     ["tiling", "stopping"],
     ["inferers"],
     ["loading", "recipe", "digests", "layouts", "case_statistics"],
@@ -69,7 +71,7 @@ FLOORS = [
     ["paired", "trials"],
     ["children"],
     ["compare"],
-    ["cli_compare", "cli_data", "cli_fingerprint"],
+    ["cli_compare", "cli_data", "cli_fingerprint", "cli_phantom"],
     ["preview"],
     ["augmented"],
     ["cli"],
@@ -78,8 +80,17 @@ FLOORS = [
 """From the cellar up; files of one floor do not know each other."""
 
 ONLY = {
-    "pydicom": {"dicom", "dicom_files", "dicom_pixels", "seg", "synthetic_series"},
-    "highdicom": {"dicom", "seg"},
+    "pydicom": {
+        "defects",
+        "dicom",
+        "dicom_files",
+        "dicom_pixels",
+        "quirks",
+        "seg",
+        "synthetic_projection",
+        "synthetic_series",
+    },
+    "highdicom": {"defects", "dicom", "seg"},
     "monai.bundle": {"bundle"},
     "mlflow": {"tracking"},
     "pooch": {"fetch"},

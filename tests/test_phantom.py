@@ -3,12 +3,15 @@ import json
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
+from pydicom import dcmread
+from pydicom.pixels import pixel_array
 
 from pipeline import dicom
 from pipeline.errors import InputError
 from pipeline.evaluate import otsu
 from pipeline.metrics import dice, overlap_counts
-from pipeline.phantom import em_stack, write_ct_patient, write_em_patients
+from pipeline.phantom import em_stack, write_ct_patient, write_dx_patients, write_em_patients
 
 
 def test_the_same_seed_makes_the_same_patient():
@@ -53,6 +56,22 @@ def test_the_ct_series_comes_back_in_hounsfield_units(tmp_path):
     assert volume.shape == label.shape == (64, 48, 20)
     assert volume[label == 1].mean() == pytest.approx(180, abs=1)
     assert volume.min() == -1000
+
+
+def test_projections_come_inverted_and_not_with_lungs_dark_as_seen(tmp_path):
+    write_dx_patients(tmp_path, patients=3, size=64, seed=1)
+    kinds = set()
+    for home in sorted(tmp_path.iterdir()):
+        header = dcmread(home / "chest.dcm")
+        lungs = np.asarray(Image.open(home / "lungs.png")) == 255
+        stored = pixel_array(header).astype(int)
+        seen = 4095 - stored if header.PhotometricInterpretation == "MONOCHROME1" else stored
+        assert seen[lungs].mean() < seen[~lungs].mean() - 300
+        assert 0.1 < lungs.mean() < 0.4
+        kinds.add((header.Modality, header.PhotometricInterpretation))
+    assert kinds == {("DX", "MONOCHROME1"), ("CR", "MONOCHROME1"), ("DX", "MONOCHROME2")}
+    with pytest.raises(InputError, match="at least 1 and 32"):
+        write_dx_patients(tmp_path, patients=1, size=16, seed=1)
 
 
 @pytest.mark.slow
