@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from pipeline import cli_dicom
 from pipeline.errors import DataError, InputError
 from pipeline.terminal import console
 from pipeline.terminal import progress as _progress
@@ -90,12 +91,16 @@ def index(
     fields = (read_recipe(recipe) if recipe else {}) | given
     if "image" not in fields:
         fields = described(root, patients_named="patient_id" in fields) | fields
-    plan = checked(fields, str(recipe or ""))
+    by_header = cli_dicom.is_tree(root, fields)
+    plan = checked(({"dicom": {}} if by_header else {}) | fields, str(recipe or ""))
     if key and plan.public:
         raise InputError(
             "--key is for names that are not public, these are said to be: leave it out or say --no-public"
         )
     secret = None if plan.public else read_key(key or out.parent / "overtile.key")
+    if by_header:
+        cli_dicom.index(root, plan, out, secret)
+        return
     manifest = indexing.index(root, plan, key=secret, previous=out, progress=_progress)
     manifests.write(manifest, out)
     if left_out := unmatched(root, plan, manifest):

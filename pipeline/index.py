@@ -76,9 +76,7 @@ def index(
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
-    kept = read(previous) if previous and previous.exists() else None
-    if kept and kept.name != recipe.name:
-        raise InputError(f"{previous}: is the manifest of {kept.name!r}, not of {recipe.name!r}; choose another --out")
+    kept = earlier(previous, recipe)
     _require_listed(root, recipe)
     images = _joined(_find(root, recipe.image, recipe))
     labels = _by_fields(_find(root, recipe.label, recipe)) if recipe.label else {}
@@ -95,9 +93,38 @@ def index(
     for page in images:
         told = page.columns | (columns_of(table, page.who, page.path) if table is not None else {})
         cases.append(_case(page, labels.get(page.fields), digests, key, told))
-    fields = _texts(recipe, kept)
     channels = sum(digests[path].channels for path in images[0].paths)
-    fields["modality"] = _modality(images[0].path, channels, recipe.modality)
+    modality = _modality(images[0].path, channels, recipe.modality)
+    return assembled(cases, recipe, modality, key=key, kept=kept, root=root)
+
+
+def earlier(previous: Path | None, recipe: Recipe) -> Manifest | None:
+    """An earlier manifest of the same dataset, None where there is none.
+
+    Raises:
+        InputError: it is of another dataset.
+    """
+    kept = read(previous) if previous and previous.exists() else None
+    if kept and kept.name != recipe.name:
+        raise InputError(f"{previous}: is the manifest of {kept.name!r}, not of {recipe.name!r}; choose another --out")
+    return kept
+
+
+def assembled(
+    cases: list[Case],
+    recipe: Recipe,
+    modality: Mapping[str, str],
+    *,
+    key: bytes | None,
+    kept: Manifest | None,
+    root: Path,
+) -> Manifest:
+    """The manifest of cases; those that an earlier manifest knows keep their partition and columns.
+
+    Raises:
+        InputError: a case that had a partition is gone, or the manifest contradicts itself.
+    """
+    fields = _texts(recipe, kept) | {"modality": dict(modality)}
     fields["labels"] = {str(i): class_name for i, (class_name, _) in enumerate(recipe.classes)}
     fields["label_values"] = recipe.label_values()
     fields["spacing_mm"] = recipe.spacing_mm or fields.get("spacing_mm")

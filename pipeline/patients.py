@@ -71,16 +71,29 @@ def refuse_two_spellings(names: set[str]) -> None:
     Raises:
         DataError: there are such.
     """
+    if pair := two_spellings(names):
+        other, name = pair
+        raise DataError(
+            f"the patients {other!r} and {name!r} differ only in spelling: if they are one, a split would divide "
+            f"them; declare with `patient_id` how a name is read ({way_to_read(other, name)}), or rename one of them"
+        )
+
+
+def two_spellings(names: set[str]) -> tuple[str, str] | None:
+    """The first two names that differ in spelling alone, as `refuse_two_spellings` says."""
     seen: dict[str, str] = {}
     for name in sorted(names):
         other = seen.setdefault(_alike(name), name)
         if other != name:
-            without_case = one_spelling(other) == one_spelling(name)
-            way = "'(.+)' leaves out case and punctuation" if without_case else f"'{NUMBER}' takes the number alone"
-            raise DataError(
-                f"the patients {other!r} and {name!r} differ only in spelling: if they are one, a split would divide "
-                f"them; declare with `patient_id` how a name is read (--patient-id {way}), or rename one of them"
-            )
+            return other, name
+    return None
+
+
+def way_to_read(one: str, two: str) -> str:
+    """The `--patient-id` by which two spellings are one."""
+    without_case = one_spelling(one) == one_spelling(two)
+    way = "'(.+)' leaves out case and punctuation" if without_case else f"'{NUMBER}' takes the number alone"
+    return f"--patient-id {way}"
 
 
 def _alike(name: str) -> str:
@@ -173,10 +186,19 @@ def _value(text: str | None, width: str, path: Path) -> str | None:
     if not width:
         return text
     try:
-        low = int(float(text) // int(width)) * int(width)
+        return band(text, int(width))
     except (ValueError, ZeroDivisionError):
         raise InputError(f"{path}: {text!r} cannot be put into bands of {width}") from None
-    return f"{low}-{low + int(width) - 1}"
+
+
+def band(number: str, width: int) -> str:
+    """The band of a number: 67 is in `60-79` where bands are 20 wide.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    low = int(float(number) // width) * width
+    return f"{low}-{low + width - 1}"
 
 
 def columns_of(table: Mapping[str, dict[str, str | None]], patient: str, path: str) -> dict[str, str | None]:

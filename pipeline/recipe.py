@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from pipeline.channel_rules import DicomRules
 from pipeline.errors import InputError
 from pipeline.labels import parse_raw
 from pipeline.manifest import FOLD, Case
@@ -65,6 +66,8 @@ class Recipe(BaseModel):
         columns: a table to join.
         public: patient names are public, so they are kept.
         downloads: where the files come from, for `pipeline.fetch`.
+        dicom: the images are a tree of DICOM files, and there is no pattern `image`: patients, studies and series
+            are those of the headers. `label` then is a pattern with `{patient}`, `{study}` and `{series}`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,7 +76,7 @@ class Recipe(BaseModel):
     description: str = ""
     reference: str = ""
     licence: str = ""
-    image: str = Field(min_length=1)
+    image: str
     label: str | None = None
     classes: list[tuple[str, str]] = []
     patient: str | None = None
@@ -85,6 +88,22 @@ class Recipe(BaseModel):
     columns: Columns | None = None
     public: bool = False
     downloads: list[dict[str, str]] = []
+    dicom: DicomRules | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_pattern_for_dicom(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and fields.get("dicom") is not None:
+            if fields.get("image"):
+                raise ValueError("`image` is a pattern of file names, `dicom` reads headers: leave one of them out")
+            return {**fields, "image": ""}
+        return fields
+
+    @field_validator("dicom")
+    @classmethod
+    def _no_field_of_a_case(cls, dicom: DicomRules | None) -> DicomRules | None:
+        _refuse_reserved(dicom.columns if dicom else ())
+        return dicom
 
     @field_validator("classes", mode="before")
     @classmethod
@@ -163,7 +182,8 @@ def recipe(fields: Mapping[str, Any], source: str = "") -> Recipe:
         said = first["msg"].removeprefix("Value error, ")
         if first["type"] == "missing":
             said = f"is needed; say --{field}, or write it into a recipe"
-        known = f"; there is {', '.join(Recipe.model_fields)}" if first["type"] == "extra_forbidden" else ""
+        there = DicomRules.model_fields if first["loc"][:1] == ("dicom",) else Recipe.model_fields
+        known = f"; there is {', '.join(there)}" if first["type"] == "extra_forbidden" else ""
         raise InputError(f"{source + ': ' if source else ''}field `{field}`: {said}{known}") from None
 
 
