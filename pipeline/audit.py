@@ -273,5 +273,5 @@ def _decoded(
             label = LoadCased("label", label_values)(item)["label"]
             classes = set(np.unique(torch.as_tensor(label).numpy()).tolist())
     except (InputError, DataError) as error:
-        add("error", "unusable label" if type(error) is DataError else _rule(error), str(error))
+        add("error", "unusable label" if type(error) is DataError else _rule(error), f"{case.id}: {error}")
     return findings, classes, twins
