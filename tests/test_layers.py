@@ -28,6 +28,7 @@ FLOORS = [
         "resizing",
         "intensity",
         "spacing",
+        "flips",
         "elastic",
         "losses",
         "precision",
