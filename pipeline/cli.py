@@ -174,6 +174,7 @@ def evaluate(
         ("ones", "worst.png"),
         ("separation", "worst_separation.png"),
         ("objects", "worst_instances.png"),
+        ("surfaces", "worst_surfaces.png"),
     ):
         if (output / name).exists():
             _print(f"The worst {what}: {output / name}")
@@ -233,7 +234,7 @@ def _number_or_path(word: str | None) -> float | str | None:
 
 def _print_scores(table: dict[str, Any]) -> None:
     """The table per patient, and how well cells are separated."""
-    from pipeline import instance_scores, provenance, separation, tables
+    from pipeline import instance_scores, provenance, separation, surface_distances, tables
 
     checkpoint = table["checkpoint_sha256"][:12]
     _print(f"\n{table['partition']} partition of {table['manifest']}, checkpoint {checkpoint}")
@@ -244,6 +245,8 @@ def _print_scores(table: dict[str, Any]) -> None:
         _print("\n" + "\n".join(line for line in separation.lines(table["separation"]) if line not in said))
     if "instances" in table:
         _print("\n" + "\n".join(instance_scores.lines(table["instances"])))
+    if "surface_distances" in table:
+        _print("\n" + "\n".join(surface_distances.lines(table["surface_distances"])))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def crossvalidate(
 
     Further words are overrides: --width 8. The same command again goes on where it was stopped.
     """
-    from pipeline import child_process, instance_scores, tables, trials
+    from pipeline import child_process, instance_scores, surface_distances, tables, trials
     from pipeline import compare as comparing
 
     common = _overrides(context, minutes)
@@ -104,7 +104,8 @@ def crossvalidate(
     say("")
     console.print(tables.scores(table))
     objects = instance_scores.lines(table["instances"]) if "instances" in table else []
-    say("\n".join([*tables.notes(table), *objects, *table["cautions"]]))
+    surfaces = surface_distances.lines(table["surface_distances"]) if "surface_distances" in table else []
+    say("\n".join([*tables.notes(table), *objects, *surfaces, *table["cautions"]]))
     say(f"Every case: {output / comparing.CROSS_VALIDATION}")
 
 

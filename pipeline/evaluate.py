@@ -13,9 +13,9 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from skimage.filters import threshold_otsu
 
-from pipeline import instance_scores, overlay
+from pipeline import instance_scores, overlay, planes, surface_distances
 from pipeline.atomic import atomic
-from pipeline.batches import cases_of, classes
+from pipeline.batches import cases_of, classes, volume_spacing_mm
 from pipeline.checkpoint import training_of
 from pipeline.digests import file_digest
 from pipeline.errors import InputError
@@ -33,6 +33,9 @@ NETWORK = "network"
 WORST = 3
 """Cases that the overlay shows: those with the lowest Dice."""
 
+SURFACES = surface_distances.SurfaceDistances.name
+"""The key of the table of surface distances."""
+
 PROBABILITIES, INSTANCES = "probabilities", "instances"
 """What the postprocessing leaves beside the prediction: (classes, H, W), or (1, H, W) of class 1; and the reference's
 objects that a case may be loaded with, (1, H, W)."""
@@ -45,7 +48,7 @@ class CaseTable:
     """A handler of the evaluation engine: scores every case, and writes a table and pictures at its end.
 
     `evaluation.json` is the table (see `pipeline.patient_table.tabulate`), `worst.png` shows the lowest Dice of single
-    cases, where a false positive on a case without the class is a Dice of 0. An earlier evaluation of the same
+    cases, where a false positive on a case without the class is a Dice of 0; volumes in three planes. An earlier evaluation of the same
     partition is replaced; one of another partition is refused before the engine starts, and so are cases that the
     checkpoint was trained on.
 
@@ -91,7 +94,7 @@ class CaseTable:
         self.overlay_channel = overlay_channel
         self.scorers = list(scorers)
         self.rows: list[dict[str, Any]] = []
-        self.worst: list[tuple[tuple[float, float], Scored]] = []
+        self.worst: list[tuple[tuple[float, float], np.ndarray]] = []
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine; stands before the tracking handler, so that what is refused makes no run."""
@@ -126,21 +129,33 @@ class CaseTable:
                 classes(_array(output[CommonKeys.PRED])),
                 _array(output[PROBABILITIES], np.float32) if PROBABILITIES in output else None,
                 _array(item[INSTANCES], np.int32)[0] if INSTANCES in item else None,
+                self._spacing_mm(output[CommonKeys.LABEL]),
             )
             counts = {NETWORK: overlap_counts(case.prediction, case.reference, len(self.class_names))}
             if self.otsu_foreground:
                 baseline = otsu(image[0], self.otsu_foreground)
                 counts[BASELINE] = overlap_counts(baseline, case.reference, len(self.class_names))
-            self.rows.append({"id": case.id, "patient": case.patient, "counts": counts})
-            self._keep_if_worst(case, counts[NETWORK])
+            volume = {"spacing_mm": case.spacing_mm} if case.reference.ndim == 3 else {}
+            self.rows.append({"id": case.id, "patient": case.patient, "counts": counts} | volume)
+            self._draw_if_worst(case, counts[NETWORK])
             for scorer in self.scorers:
                 scorer.add(case)
 
-    def _keep_if_worst(self, case: Scored, counts: np.ndarray) -> None:
-        """Of cases with the same Dice, such as 0 of all false positives, those with more wrong pixels."""
-        if case.reference.ndim == 2:
-            rank = (float(dice_empty_scored(counts)[1:].mean()), -pixel_error(counts))
-            self.worst = sorted([*self.worst, (rank, case)], key=lambda entry: entry[0])[:WORST]
+    def _spacing_mm(self, label: Any) -> tuple[float, ...] | None:
+        """That of a volume's own affine, else the manifest's."""
+        declared = self.spacing_mm if self.spacing_mm and len(self.spacing_mm) == label.ndim - 1 else None
+        return volume_spacing_mm(label) or (tuple(declared) if declared else None)
+
+    def _draw_if_worst(self, case: Scored, counts: np.ndarray) -> None:
+        """Keep the pictures of the worst cases, not the cases: volumes are large.
+
+        Of cases with the same Dice, such as 0 of all false positives, those with more wrong pixels.
+        """
+        rank = (float(dice_empty_scored(counts)[1:].mean()), -pixel_error(counts))
+        if len(self.worst) < WORST or rank < self.worst[-1][0]:
+            title = f"{case.id}  Dice {rank[0]:.3f}"
+            picture = planes.comparison(case.image, case.reference, case.prediction, title, case.spacing_mm)
+            self.worst = sorted([*self.worst, (rank, picture)], key=lambda entry: entry[0])[:WORST]
 
     def _write(self, engine: Engine) -> None:
         table = self.about | tabulate(self.rows, self.class_names, unit=self.unit, spacing_mm=self.spacing_mm)
@@ -160,11 +175,7 @@ class CaseTable:
         engine.state.metrics |= {f"{self.partition}_{name}": v for name, v in values.items() if v is not None}
 
     def _picture(self) -> np.ndarray | None:
-        rows = [
-            overlay.comparison(case.image, case.reference, case.prediction, f"{case.id}  Dice {score:.3f}")
-            for (score, _), case in self.worst
-        ]
-        return overlay.stack_rows(rows) if rows else None
+        return overlay.stack_rows([picture for _, picture in self.worst]) if self.worst else None
 
 
 def pooled_table(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -199,18 +210,21 @@ def pooled_table(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = [
         {"id": case["id"], "patient": case["patient"]}
         | {"counts": {method: np.array(case[method]["counts"]) for method in first["summary"]}}
+        | {"spacing_mm": case.get("spacing_mm")}
         for table in tables
         for case in table["cases"]
     ]
     table = _about(tables) | tabulate(rows, first["classes"], unit=first["unit"], spacing_mm=first["spacing_mm"])
     if all(INSTANCES in table for table in tables):
         table[INSTANCES] = instance_scores.joined([table[INSTANCES] for table in tables])
+    if all(SURFACES in table for table in tables):
+        table[SURFACES] = surface_distances.joined([table[SURFACES] for table in tables])
     return table
 
 
 def _about(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What stands before the scores: one value where all tables have the same."""
-    result = {"cases", "patients", "summary", INSTANCES, "separation"}
+    result = {"cases", "patients", "summary", INSTANCES, SURFACES, "separation"}
     values = {key: [table.get(key) for table in tables] for key in tables[0] if key not in result}
     return {key: its[0] if all(value == its[0] for value in its) else its for key, its in values.items()}
 

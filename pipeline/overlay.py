@@ -113,9 +113,13 @@ def fitted(picture: np.ndarray, side: int, *, smooth: bool = True) -> np.ndarray
     """
     height, width = picture.shape[:2]
     scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return resized(picture, (max(1, round(height * scale)), max(1, round(width * scale))), smooth=smooth)
+
+
+def resized(picture: np.ndarray, size: tuple[int, int], *, smooth: bool = True) -> np.ndarray:
+    """A picture (H, W, 3) uint8, a slice (H, W) float32 or a label map (H, W) uint8 in another (height, width)."""
     method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(picture).resize(size, method))
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], method))
 
 
 def channel(image: np.ndarray, index: int) -> np.ndarray:
@@ -216,9 +220,19 @@ def beside(pictures: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded, axis=1)[:, :-GAP]
 
 
-def panels(pictures: list[tuple[str, np.ndarray]]) -> np.ndarray:
-    """Captioned (H, W, 3) pictures side by side."""
-    return beside([captioned(picture, caption) for caption, picture in pictures])
+def lettered(picture: np.ndarray, letters: str) -> np.ndarray:
+    """Write letters in the middle of an (H, W, 3) picture's left, right, top and bottom border, say `RLAP`."""
+    sheet = Image.fromarray(picture)
+    draw, middle = ImageDraw.Draw(sheet), (sheet.width / 2, sheet.height / 2)
+    places = ((2, middle[1]), (sheet.width - 2, middle[1]), (middle[0], 2), (middle[0], sheet.height - 2))
+    for letter, place, anchor in zip(letters, places, ("lm", "rm", "mt", "mb"), strict=True):
+        draw.text(place, letter, fill="white", stroke_fill="black", stroke_width=1, anchor=anchor, font=_font())
+    return np.asarray(sheet)
+
+
+def panels(pictures: list[tuple[str, np.ndarray]], width: int = 0) -> np.ndarray:
+    """Captioned (H, W, 3) pictures side by side, each at least so wide."""
+    return beside([captioned(picture, caption, width=width) for caption, picture in pictures])
 
 
 def stack_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -244,16 +258,17 @@ def legend(names: Mapping[int, str], width: int) -> np.ndarray:
     return np.asarray(sheet)
 
 
-def comparison(image: np.ndarray, reference: np.ndarray, prediction: np.ndarray, title: str) -> np.ndarray:
-    """Image, contours and errors of one case side by side."""
+def comparison(
+    image: np.ndarray, reference: np.ndarray, prediction: np.ndarray, title: str, *, letters: str = "", width: int = 0
+) -> np.ndarray:
+    """Image, contours and errors of one case side by side, with `lettered` borders and at least so wide if asked for."""
     classes = "" if max(reference.max(), prediction.max()) < 2 else ", purple another class"
-    return panels(
-        [
-            (title, grey(image)),
-            ("blue reference, orange ours", contours(image, reference, prediction)),
-            (f"blue missed, orange added{classes}", errors(reference, prediction)),
-        ]
-    )
+    drawn = [
+        (title, grey(image)),
+        ("blue reference, orange ours", contours(image, reference, prediction)),
+        (f"blue missed, orange added{classes}", errors(reference, prediction)),
+    ]
+    return panels([(about, lettered(picture, letters) if letters else picture) for about, picture in drawn], width)
 
 
 def save(picture: np.ndarray, path: Path) -> None:

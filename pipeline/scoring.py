@@ -16,7 +16,7 @@ class Scored:
     id: str
     patient: str
     image: np.ndarray
-    """(1, H, W) float32, any range: the channel that pictures show."""
+    """(1, H, W) float32, or (1, X, Y, Z), any range: the channel that pictures show."""
     reference: np.ndarray
     """(H, W) uint8 class indices; a volume has three axes."""
     prediction: np.ndarray
@@ -25,6 +25,8 @@ class Scored:
     """(classes, H, W) float32, or (1, H, W) of class 1; None where the postprocessing leaves none."""
     instances: np.ndarray | None = None
     """(H, W) int32, the reference's objects, 0 for the background; None where none are loaded."""
+    spacing_mm: tuple[float, ...] | None = None
+    """Between voxels, along each axis of the reference; None where it is not known."""
 
 
 class Scorer(Protocol):

@@ -22,8 +22,8 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
-from pipeline import overlay
-from pipeline.batches import cases_of, classes
+from pipeline import overlay, planes
+from pipeline.batches import cases_of, classes, volume_spacing_mm
 from pipeline.checkpoint import TrainingState
 from pipeline.configuration import flattened, running_config
 from pipeline.errors import DataError, InputError, user_error
@@ -232,13 +232,14 @@ class TrackingHandler:
 
     def _keep_pictures(self, evaluator: Engine) -> None:
         for item, output in cases_of(evaluator):
-            if len(self._pictures) < OVERLAYS and output[CommonKeys.IMAGE].ndim == 3:
+            if len(self._pictures) < OVERLAYS:
                 image, reference, prediction = (
                     output[key].detach().float().cpu().numpy()
                     for key in (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED)
                 )
                 image = overlay.channel(image, self.overlay_channel)
-                picture = overlay.comparison(image, classes(reference), classes(prediction), item["id"])
+                spacing_mm = volume_spacing_mm(output[CommonKeys.LABEL])
+                picture = planes.comparison(image, classes(reference), classes(prediction), item["id"], spacing_mm)
                 self._pictures.append((item["id"], picture))
 
     def _completed(self, _: Engine) -> None:

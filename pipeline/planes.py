@@ -1,0 +1,106 @@
+"""Pictures of volumes: a slice in each of three planes, as radiologists hang them, with the patient's sides in letters.
+
+Arrays are (X, Y, Z) with X to the patient's right, Y to the front and Z up, as `LoadCased` gives them. Pictures show
+the patient's right on their left side: axial slices as seen from the feet, coronal ones from the front, sagittal ones
+from the patient's left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline import overlay
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One way to cut a volume: across `axis`, the letters of a picture's left, right, top and bottom border."""
+
+    name: str
+    axis: int
+    letters: str
+
+
+PLANES = (Plane("axial", 2, "RLAP"), Plane("coronal", 1, "RLSI"), Plane("sagittal", 0, "APSI"))
+
+SIDE = 256
+"""Pixels of the volume's longest edge in a picture, so that the planes of a volume have one scale."""
+
+
+def cut(volume: np.ndarray, plane: Plane, index: int) -> np.ndarray:
+    """One slice as it is hung: (X, Y, Z) -> (rows, columns).
+
+    Args:
+        volume: any dtype.
+        plane: of `PLANES`.
+        index: along the plane's axis.
+    """
+    return volume.take(index, axis=plane.axis)[::-1, ::-1].T
+
+
+def scaled(values: np.ndarray, plane: Plane, shape: Sequence[int], spacing_mm: Sequence[float] | None) -> np.ndarray:
+    """A slice in the proportions that it has in mm, at the scale at which the volume's longest edge has `SIDE` pixels.
+
+    Args:
+        values: (rows, columns), float32 (interpolated) or uint8 class indices (the nearest).
+        plane: that it was cut in.
+        shape: (X, Y, Z) of the volume.
+        spacing_mm: along X, Y and Z; None: voxels are taken for cubes.
+    """
+    edges = np.multiply(shape, spacing_mm or (1.0, 1.0, 1.0))
+    across, down = (max(1, round(edge * SIDE / edges.max())) for axis, edge in enumerate(edges) if axis != plane.axis)
+    return overlay.resized(values, (down, across), smooth=values.dtype != np.uint8)
+
+
+def most(mask: np.ndarray) -> tuple[int, int, int]:
+    """The index along X, Y and Z of the slice with the most of a mask, (X, Y, Z) bool; the middle where it is empty."""
+    if not mask.any():
+        return tuple(size // 2 for size in mask.shape)  # type: ignore[return-value]
+    counts = (mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3))
+    return tuple(int(count.argmax()) for count in counts)  # type: ignore[return-value]
+
+
+def comparison(
+    image: np.ndarray,
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    title: str,
+    spacing_mm: Sequence[float] | None = None,
+) -> np.ndarray:
+    """Image, contours and errors of one case; of a volume in three planes, each at the slice with the most errors.
+
+    Where nothing is wrong, it is the slice with the most foreground.
+
+    Args:
+        image: (1, H, W) or (1, X, Y, Z), any range.
+        reference: (H, W) or (X, Y, Z) uint8 class indices.
+        prediction: likewise.
+        title: of the case.
+        spacing_mm: along X, Y and Z.
+
+    Returns:
+        (rows, columns, 3) uint8.
+    """
+    if reference.ndim == 2:
+        return overlay.comparison(image, reference, prediction, title)
+    wrong = reference != prediction
+    places = most(wrong if wrong.any() else reference > 0)
+    rows = []
+    for plane in PLANES:
+        index = places[plane.axis]
+        drawn = (
+            scaled(np.asarray(cut(volume, plane, index), kind), plane, reference.shape, spacing_mm)
+            for volume, kind in ((image[0], np.float32), (reference, np.uint8), (prediction, np.uint8))
+        )
+        grey, truth, ours = drawn
+        about = caption(plane, index, reference.shape)
+        rows.append(overlay.comparison(grey[None], truth, ours, about, letters=plane.letters, width=SIDE))
+    return overlay.captioned(overlay.stack_rows(rows), title)
+
+
+def caption(plane: Plane, index: int, shape: Sequence[int]) -> str:
+    """Which slice it is, counted from 1: `axial 7 of 36`."""
+    return f"{plane.name} {index + 1} of {shape[plane.axis]}"
