@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import bundle as bundles
-from pipeline import overlay
+from pipeline import overlay, planes
 from pipeline.errors import InputError
 from pipeline.preview import SIDE, Channels, Reader, choose, heading, picture, pixels
 from pipeline.progress import Progress, silent
@@ -87,7 +87,7 @@ def _rows(case_id: str, dataset: SeededDataset, draws: Sequence[Draw], channels:
     for draw, item in zip(draws, items[1:], strict=True):
         captions.append((f"epoch {draw.epoch}, sample {draw.repeat + 1}", pixels(item["image"])))
     span = overlay.window(np.asarray(before["image"])[channels.indices])
-    drawn = [picture(case_id, item, channels, span) for item in items]
+    drawn = [picture(case_id, item, channels, span, upright=True) for item in items]
     yield overlay.beside(
         [overlay.captioned(one, *lines, width=SIDE) for one, lines in zip(drawn, captions, strict=True)]
     )
@@ -106,8 +106,11 @@ def _first(sample: Any) -> Mapping[str, Any]:
 
 
 def _weight(item: Mapping[str, Any]) -> np.ndarray | None:
-    """(H, W) weights of an item's pixels: its `weight`, or the second channel of its label; None without."""
-    if "weight" in item:
-        return np.asarray(item["weight"])[0]
+    """(H, W) weights of an item's pixels, of a volume's axial slice: its `weight`, or its label's second channel."""
     label = np.asarray(item["label"])
-    return label[1] if label.shape[0] == 2 else None
+    if "weight" not in item and label.shape[0] != 2:
+        return None
+    weight = np.asarray(item["weight"])[0] if "weight" in item else label[1]
+    if weight.ndim == 2:
+        return weight
+    return planes.cut(weight, planes.AXIAL, planes.most(label[0] > 0)[planes.AXIAL.axis])

@@ -9,6 +9,9 @@ import numpy as np
 TP, FP, FN = 0, 1, 2
 """Columns of a table of counts."""
 
+PART = 2**22
+"""Voxels that are counted at once: their pairs take 8 bytes each, which a volume as a whole need not."""
+
 
 def overlap_counts(prediction: np.ndarray, reference: np.ndarray, classes: int) -> np.ndarray:
     """True positives, false positives and false negatives of every class, in pixels or voxels.
@@ -28,11 +31,17 @@ def overlap_counts(prediction: np.ndarray, reference: np.ndarray, classes: int) 
         raise ValueError(f"prediction is {prediction.shape}, reference is {reference.shape}")
     if max(prediction.max(initial=0), reference.max(initial=0)) >= classes:
         raise ValueError(f"a class index is {classes} or more, there are {classes} classes")
-    pairs = np.bincount(
-        reference.astype(np.int64).ravel() * classes + prediction.astype(np.int64).ravel(), minlength=classes**2
-    ).reshape(classes, classes)
+    pairs = np.zeros((classes, classes), np.int64)
+    for truth, found in zip(_parts(reference), _parts(prediction), strict=True):
+        together = truth.astype(np.int64) * classes + found.astype(np.int64)
+        pairs += np.bincount(together, minlength=classes**2).reshape(classes, classes)
     tp = pairs.diagonal()
     return np.stack([tp, pairs.sum(0) - tp, pairs.sum(1) - tp], axis=1)
+
+
+def _parts(labels: np.ndarray) -> list[np.ndarray]:
+    flat = labels.reshape(-1)
+    return [flat[start : start + PART] for start in range(0, flat.size, PART)]
 
 
 def dice(counts: np.ndarray) -> np.ndarray:

@@ -24,10 +24,14 @@ class Plane:
     letters: str
 
 
-PLANES = (Plane("axial", 2, "RLAP"), Plane("coronal", 1, "RLSI"), Plane("sagittal", 0, "APSI"))
+AXIAL = Plane("axial", 2, "RLAP")
+PLANES = (AXIAL, Plane("coronal", 1, "RLSI"), Plane("sagittal", 0, "APSI"))
 
 SIDE = 256
-"""Pixels of the volume's longest edge in a picture, so that the planes of a volume have one scale."""
+"""Pixels of the volume's longest edge in a comparison."""
+
+SMALL = 168
+"""Likewise on a sheet of many: the three planes side by side are as wide as two pictures of 256 pixels."""
 
 
 def cut(volume: np.ndarray, plane: Plane, index: int) -> np.ndarray:
@@ -41,17 +45,20 @@ def cut(volume: np.ndarray, plane: Plane, index: int) -> np.ndarray:
     return volume.take(index, axis=plane.axis)[::-1, ::-1].T
 
 
-def scaled(values: np.ndarray, plane: Plane, shape: Sequence[int], spacing_mm: Sequence[float] | None) -> np.ndarray:
-    """A slice in the proportions that it has in mm, at the scale at which the volume's longest edge has `SIDE` pixels.
+def scaled(
+    values: np.ndarray, plane: Plane, shape: Sequence[int], spacing_mm: Sequence[float] | None, side: int = SIDE
+) -> np.ndarray:
+    """A slice in the proportions that it has in mm; all planes of a volume have one scale.
 
     Args:
         values: (rows, columns), float32 (interpolated) or uint8 class indices (the nearest).
         plane: that it was cut in.
         shape: (X, Y, Z) of the volume.
         spacing_mm: along X, Y and Z; None: voxels are taken for cubes.
+        side: pixels of the volume's longest edge.
     """
     edges = np.multiply(shape, spacing_mm or (1.0, 1.0, 1.0))
-    across, down = (max(1, round(edge * SIDE / edges.max())) for axis, edge in enumerate(edges) if axis != plane.axis)
+    across, down = (max(1, round(edge * side / edges.max())) for axis, edge in enumerate(edges) if axis != plane.axis)
     return overlay.resized(values, (down, across), smooth=values.dtype != np.uint8)
 
 
@@ -99,6 +106,49 @@ def comparison(
         about = caption(plane, index, reference.shape)
         rows.append(overlay.comparison(grey[None], truth, ours, about, letters=plane.letters, width=SIDE))
     return overlay.captioned(overlay.stack_rows(rows), title)
+
+
+def outlined(
+    image: np.ndarray,
+    label: np.ndarray | None,
+    *,
+    spacing_mm: Sequence[float] | None = None,
+    span: tuple[float, float] | None = None,
+) -> list[np.ndarray]:
+    """A volume in three planes with its label's outlines, where the label is largest, else in the middle.
+
+    Args:
+        image: (1, X, Y, Z), drawn grey, or (3, X, Y, Z), drawn as red, green and blue; any range.
+        label: (X, Y, Z) uint8 class indices; None: without.
+        spacing_mm: along X, Y and Z; None: voxels are taken for cubes.
+        span: values drawn black and white; None: the `window` of the slices that are drawn.
+
+    Returns:
+        Three captioned pictures, (rows, columns, 3) uint8, the volume's longest edge `SMALL` pixels.
+    """
+    shape = image.shape[1:]
+    places = most(np.zeros(shape, bool) if label is None else label > 0)
+    slices = {
+        plane: np.stack([np.asarray(cut(part, plane, places[plane.axis]), np.float32) for part in image])
+        for plane in PLANES
+    }
+    if span is None:
+        span = overlay.window(np.concatenate([found.ravel() for found in slices.values()]))
+    pictures = []
+    for plane, found in slices.items():
+        picture = overlay.shown(np.stack([scaled(part, plane, shape, spacing_mm, SMALL) for part in found]), span)
+        if label is not None:
+            picture = overlay.outlined(picture, labels_of(label, plane, places, spacing_mm))
+        lettered = overlay.lettered(picture, plane.letters)
+        pictures.append(overlay.captioned(lettered, caption(plane, places[plane.axis], shape), width=SMALL))
+    return pictures
+
+
+def labels_of(
+    label: np.ndarray, plane: Plane, places: Sequence[int], spacing_mm: Sequence[float] | None
+) -> np.ndarray:
+    """One slice of a label map, (X, Y, Z) uint8, as `outlined` scales it."""
+    return scaled(np.ascontiguousarray(cut(label, plane, places[plane.axis])), plane, label.shape, spacing_mm, SMALL)
 
 
 def caption(plane: Plane, index: int, shape: Sequence[int]) -> str:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import overlay
+from pipeline import overlay, planes
+from pipeline.batches import volume_spacing_mm
 from pipeline.errors import DataError, InputError
 from pipeline.loading import LoadCased
 from pipeline.manifest import PARTITIONS, Case, Manifest, fold_of, read, unit_name
@@ -21,7 +22,7 @@ SIDE = 256
 """Pixels of a picture's longer side on a sheet, whatever the image's size."""
 
 COLUMNS = 4
-"""Pictures side by side."""
+"""Pictures of images side by side; of volumes, which are drawn in three planes, half as many."""
 
 MOST_CASES = 200
 """Of a sheet, which then has 15 megapixels: every viewer opens it."""
@@ -82,7 +83,7 @@ def contact_sheets(
     for name, members in _groups(reader.manifest).items():
         picked = choose(members, cases, seed=seed, foreground=reader.foreground)
         tiles = [reader.tile(case) for case in progress(picked, len(picked), f"preview of {name}")]
-        rows = [overlay.beside(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)]
+        rows = _rows(tiles)
         about = f"{reader.manifest.name}, {name}: {_how_many(picked, members, reader.manifest)}"
         files.append(output / f"preview_{name.replace(' ', '_')}.png")
         overlay.save(overlay.stack_rows([*heading(about, reader.manifest), *rows]), files[-1])
@@ -173,7 +174,6 @@ class Reader:
         self.manifest = manifest
         self.folder = folder
         self.channels = channels
-        self.load = LoadCased(("image", "label"), manifest.label_values, allow_missing_keys=True)
         self.shares: dict[str, float | None] = {}
 
     @classmethod
@@ -193,7 +193,7 @@ class Reader:
         """Share of the pixels that are not class 0; None without a label."""
         if case.id not in self.shares:
             label = self._loaded(case, "label").get("label")
-            self.shares[case.id] = None if label is None else float((label > 0).mean())
+            self.shares[case.id] = None if label is None else float((np.asarray(label) > 0).mean())
         return self.shares[case.id]
 
     def tile(self, case: Case) -> np.ndarray:
@@ -204,47 +204,56 @@ class Reader:
         drawn = picture(case.id, self._loaded(case, "image", "label"), self.channels)
         return overlay.captioned(drawn, case.id, ", ".join(filter(None, details)), width=SIDE)
 
-    def _loaded(self, case: Case, *keys: str) -> dict[str, np.ndarray]:
-        """(C, H, W) float32 `image` and (1, H, W) uint8 `label`, of those keys that the case has."""
-        paths = {key: getattr(case, key) for key in keys}
-        item: dict[Any, Any] = {key: self.folder / path for key, path in paths.items() if path is not None}
+    def _loaded(self, case: Case, *keys: str) -> dict[str, Any]:
+        """Tensors `image` (C, ...) float32 and `label` (1, ...) uint8, of those keys that the case has."""
+        wanted = [key for key in keys if key == "image" or case.label is not None]
+        images = [str(self.folder / path) for path in case.images]
+        item: dict[Any, Any] = {"image": images[0] if len(images) == 1 else images}
+        item |= {"page": case.page, "series": case.series, "resampled": case.resampled}
+        if case.label is not None:
+            item["label"] = str(self.folder / case.label)
         try:
-            loaded = self.load({"page": case.page, **item})
+            loaded = LoadCased(wanted, self.manifest.label_values)(item) if wanted else {}
         except InputError as error:
             raise type(error)(f"case {case.id}: {error}") from None
-        return {key: np.asarray(loaded[key]) for key in item}
+        return {key: loaded[key] for key in wanted}
 
 
 def picture(
-    case_id: str, item: Mapping[str, Any], channels: Channels, span: tuple[float, float] | None = None
+    case_id: str,
+    item: Mapping[str, Any],
+    channels: Channels,
+    span: tuple[float, float] | None = None,
+    *,
+    upright: bool = False,
 ) -> np.ndarray:
     """An item's image with its label's outlines, which are drawn after scaling so that small ones stay visible.
 
     Args:
         case_id: to name in an error.
-        item: `image` (C, H, W), and perhaps `label` with the class indices in its first channel.
+        item: `image` (C, H, W) or (C, X, Y, Z), and perhaps `label` with the class indices in its first channel.
         channels: to draw.
         span: values drawn black and white; None: the image's own.
+        upright: the three planes of a volume stand below each other, else side by side.
 
     Returns:
-        (H, W, 3) uint8, the longer side `SIDE`.
+        (H, W, 3) uint8; of an image the longer side is `SIDE`, of a volume see `pipeline.planes.outlined`.
 
     Raises:
         DataError: a channel is lacking, or image and label differ in size.
-        InputError: the item is a volume.
     """
     image = np.asarray(item["image"])
-    if image.ndim != 3:
-        raise InputError(f"case {case_id}: is a volume; preview draws 2D images alone")
     if image.shape[0] <= max(channels.indices):
         raise DataError(f"case {case_id}: has {image.shape[0]} channels, fewer than the manifest names")
-    drawn = overlay.fitted(overlay.shown(image[channels.indices], span), SIDE)
-    if item.get("label") is None:
-        return drawn
-    label = np.asarray(item["label"])[0].astype(np.uint8)
-    if label.shape != image.shape[1:]:
-        raise DataError(f"case {case_id}: image is {pixels(image)}, label is {pixels(label)}")
-    return overlay.outlined(drawn, overlay.fitted(label, SIDE, smooth=False))
+    label = None if item.get("label") is None else np.asarray(item["label"])[0].astype(np.uint8)
+    if label is not None and label.shape != image.shape[1:]:
+        raise DataError(f"case {case_id}: image is {pixels(image)}, label is {pixels(label[None])}")
+    if image.ndim == 4:
+        spacing_mm = volume_spacing_mm(item["image"])
+        drawn = planes.outlined(image[channels.indices], label, spacing_mm=spacing_mm, span=span)
+        return overlay.stack_rows(drawn) if upright else overlay.beside(drawn)
+    flat = overlay.fitted(overlay.shown(image[channels.indices], span), SIDE)
+    return flat if label is None else overlay.outlined(flat, overlay.fitted(label, SIDE, smooth=False))
 
 
 def heading(about: str, manifest: Manifest) -> list[np.ndarray]:
@@ -260,8 +269,15 @@ def heading(about: str, manifest: Manifest) -> list[np.ndarray]:
 
 
 def pixels(image: Any) -> str:
-    """The size of a (..., H, W) array in words."""
-    return "{} x {} px".format(*np.shape(image)[-2:])
+    """The size of a (C, H, W) image or a (C, X, Y, Z) volume in words."""
+    return " x ".join(map(str, np.shape(image)[1:])) + (" px" if np.ndim(image) == 3 else " voxels")
+
+
+def _rows(tiles: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Pictures side by side, as many as fit; volumes are wider."""
+    widest = max(tile.shape[1] for tile in tiles)
+    columns = max(1, COLUMNS * (SIDE + overlay.GAP) // (widest + overlay.GAP))
+    return [overlay.beside(tiles[start : start + columns]) for start in range(0, len(tiles), columns)]
 
 
 def _groups(manifest: Manifest) -> dict[str, list[Case]]:

@@ -5,7 +5,7 @@ import sqlite3
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader
+from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
 from PIL import Image
 from skimage.filters import threshold_otsu
@@ -14,8 +14,11 @@ from pipeline import manifest as manifests
 from pipeline.errors import InputError
 from pipeline.evaluate import CaseTable, otsu, pooled_table, refuse_another_partition
 from pipeline.instance_scores import InstanceScores
-from pipeline.overlay import CAPTION_HEIGHT, PREDICTION_COLOUR
+from pipeline.overlay import CAPTION_HEIGHT, GAP, PREDICTION_COLOUR
+from pipeline.planes import SIDE
 from pipeline.separation import HERE, VALIDATION
+from pipeline.surface_distances import SurfaceDistances
+from pipeline.tables import notes
 from tests.conftest import run_overtile
 
 
@@ -44,6 +47,13 @@ def square(left, channels=1):
     if left is not None:
         found[-1, 2:6, left : left + 4] = 1
     return found
+
+
+def cube(start, spacing_mm=None):
+    """(1, 10, 10, 10) with a cube of side 4 that begins at `start` along Z."""
+    found = torch.zeros(1, 10, 10, 10)
+    found[:, 3:7, 3:7, start : start + 4] = 1
+    return found if spacing_mm is None else MetaTensor(found, affine=torch.diag(torch.tensor([*spacing_mm, 1.0])))
 
 
 def evaluated(folder, cases, class_names=TWO_CLASSES, image=None, by="patient", **arguments):
@@ -98,6 +108,30 @@ def test_objects_are_scored_beside_and_units_have_the_name_of_the_split(tmp_path
     assert (tmp_path / "worst_instances.png").exists()
 
 
+def test_volumes_are_scored_in_mm_and_ml_and_the_worst_is_drawn_in_three_planes(tmp_path):
+    mm, coarse = (1.0, 1.0, 3.0), (1.0, 1.0, 5.0)
+    cases = [("p", cube(2, mm), cube(4)), ("q", cube(2, mm), cube(2)), ("q", cube(2, coarse), 0 * cube(2))]
+    table, metrics = evaluated(tmp_path, cases, scorers=[SurfaceDistances(TWO_CLASSES, 3.0)])
+    assert [case["spacing_mm"] for case in table["cases"]] == [[1, 1, 3], [1, 1, 3], [1, 1, 5]]
+    assert [case["hd95"]["nucleus"] for case in table["surface_distances"]["cases"]] == [6, 0, None]
+    assert (metrics["test_hd95_nucleus"], table["surface_distances"]["missed"]) == (3, {"nucleus": 1})
+    assert table["cases"][2]["network"]["volume_ml"] == {"nucleus": {"reference": 0.32, "prediction": 0.0}}
+    volume = table["summary"]["network"]["volume_ml"]["nucleus"]
+    assert volume["reference"] == pytest.approx((0.192 + (0.192 + 0.32) / 2) / 2)
+    assert (volume["difference"], volume["cases"]) == (pytest.approx(-0.16 / 2), 3)
+    assert any(line.startswith("Volume of nucleus: 0.224 ml in the reference, 0.144 ml") for line in notes(table))
+    rows = np.asarray(Image.open(tmp_path / "worst.png"))
+    assert rows.shape[1] == 3 * SIDE + 2 * GAP
+    assert (tmp_path / "worst_surfaces.png").exists()
+
+
+def test_volumes_pool_with_their_own_spacings(tmp_path):
+    cases = [("p", cube(2, (1.0, 1.0, 3.0)), cube(4)), ("q", cube(2, (1.0, 1.0, 5.0)), cube(3))]
+    whole, _ = evaluated(tmp_path / "whole", cases)
+    folds = [evaluated(tmp_path / f"{n}", [case])[0] for n, case in enumerate(cases)]
+    assert json.loads(json.dumps(pooled_table(folds)))["summary"] == whole["summary"]
+
+
 def test_a_measure_that_is_none_is_refused():
     with pytest.raises(InputError, match="`measures` are of dice, iou, miou, pixel_error, got hausdorff"):
         CaseTable("o", TWO_CLASSES, manifest="m", partition="test", checkpoint="c", measures=["dice", "hausdorff"])
@@ -106,7 +140,7 @@ def test_a_measure_that_is_none_is_refused():
 def test_folds_pool_to_the_table_of_all_patients(tmp_path):
     cases = [("a", square(2), square(3)), ("a", square(None), square(3)), ("b", square(2), square(2)),
              ("c", square(2), square(4))]  # fmt: skip
-    scorers = [InstanceScores(TWO_CLASSES, instances="nucleus")]
+    scorers = [InstanceScores(TWO_CLASSES, instances="nucleus"), SurfaceDistances(TWO_CLASSES, 2.0)]
     whole, _ = evaluated(tmp_path / "whole", cases, scorers=scorers)
     folds = [evaluated(tmp_path / f"{n}", fold, scorers=scorers)[0] for n, fold in enumerate((cases[:2], cases[2:]))]
     for fold, digest in zip(folds, ("c1", "c2"), strict=True):
@@ -116,6 +150,8 @@ def test_folds_pool_to_the_table_of_all_patients(tmp_path):
         assert pooled[key] == whole[key]
     assert pooled["instances"]["mean"] == whole["instances"]["mean"]
     assert pooled["instances"]["units"] == 3
+    for key in ("mean", "interval_95", "added"):
+        assert pooled["surface_distances"][key] == whole["surface_distances"][key]
     assert pooled["checkpoint_sha256"] == ["c1", "c2"]
     with pytest.raises(InputError, match="patient a stands in more than one evaluation"):
         pooled_table([folds[0], whole])

@@ -7,6 +7,8 @@ from pipeline import manifest as manifests
 from pipeline.errors import DataError, InputError
 from pipeline.manifest import Case, Manifest
 from pipeline.overlay import CAPTION_HEIGHT, CLASS_COLOURS, GAP
+from pipeline.phantom import ct_volume, write_ct_patient
+from pipeline.planes import SMALL
 from pipeline.preview import (
     COLUMNS,
     SIDE,
@@ -18,6 +20,7 @@ from pipeline.preview import (
     default_output,
     picture,
 )
+from pipeline.volumes import write_volume
 from tests.conftest import edited
 
 HEADING = 3 * CAPTION_HEIGHT + 2 * GAP
@@ -163,13 +166,33 @@ def test_signed_and_large_images_are_windowed_and_small():
     ("image", "label", "sentence"),
     [
         (np.zeros((1, 8, 8)), np.zeros((1, 8, 9)), "case a: image is 8 x 8 px, label is 8 x 9 px"),
-        (np.zeros((1, 8, 8, 8)), None, "case a: is a volume"),
+        (np.zeros((1, 8, 8, 8)), np.zeros((1, 8, 8, 9)), "image is 8 x 8 x 8 voxels, label is 8 x 8 x 9 voxels"),
         (np.zeros((0, 8, 8)), None, "case a: has 0 channels, fewer than the manifest names"),
     ],
 )
 def test_what_cannot_be_drawn_is_named(image, label, sentence):
     with pytest.raises(InputError, match=sentence):
         picture("a", {"image": image, "label": label}, Channels([0], ""))
+
+
+def test_volumes_of_files_and_of_series_are_drawn_in_three_planes_two_in_a_row(tmp_path, overtile):
+    volume, label = ct_volume(1)
+    grid = np.diag([1.5, 1.5, 3.0, 1.0])
+    write_volume(volume, grid, tmp_path / "a.nii.gz")
+    write_volume(label, grid, tmp_path / "a_label.nii.gz")
+    write_ct_patient(tmp_path / "series", seed=1)
+    cases = [{"id": "a", "patient": "p", "image": "a.nii.gz", "label": "a_label.nii.gz"}]
+    cases += [{"id": f"s{n}", "patient": f"q{n}", "image": "series"} for n in range(2)]
+    classes = {"labels": {"0": "background", "1": "lesion"}, "label_values": {"0": 0, "1": 1}}
+    manifests.write(Manifest(name="ct", modality={"0": "CT"}, training=cases, **classes), tmp_path / "m.json")
+    code, output = overtile("preview", tmp_path / "m.json")
+    assert code == 0, output
+    sheet = np.asarray(Image.open(tmp_path / "m_preview" / "preview_training.png"))
+    assert sheet.shape[1] == COLUMNS * (SIDE + GAP) - GAP
+    first = sheet[HEADING + 3 * CAPTION_HEIGHT :][: SMALL + CAPTION_HEIGHT]
+    outlines = (first == CLASS_COLOURS[0]).all(axis=2)
+    assert [bool(outlines[:, n * (SMALL + GAP) :][:, :SMALL].any()) for n in range(6)] == [True] * 3 + [False] * 3
+    assert first[60:100, 3 * (SMALL + GAP) + 60].any()  # the series beside it
 
 
 def test_a_caption_names_the_cluster_where_no_patient_is_known(tmp_path, monkeypatch):

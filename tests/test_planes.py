@@ -1,0 +1,97 @@
+import numpy as np
+import pytest
+
+from pipeline.overlay import (
+    BOTH_COLOUR,
+    CAPTION_HEIGHT,
+    CLASS_COLOURS,
+    GAP,
+    PREDICTION_COLOUR,
+    REFERENCE_COLOUR,
+    comparison as flat_comparison,
+)
+from pipeline.planes import AXIAL, PLANES, SIDE, SMALL, caption, comparison, cut, most, outlined, scaled
+
+SHAPE = (6, 8, 10)
+CORONAL, SAGITTAL = PLANES[1:]
+
+
+def at(*corner):
+    """A volume with one voxel."""
+    volume = np.zeros(SHAPE, np.uint8)
+    volume[corner] = 1
+    return volume
+
+
+@pytest.mark.parametrize(
+    ("plane", "voxel", "place"),
+    [
+        (AXIAL, (5, 7, 3), (0, 0)),  # right and front: top left
+        (AXIAL, (0, 0, 3), (7, 5)),  # left and back: bottom right
+        (CORONAL, (5, 3, 9), (0, 0)),  # right and up
+        (CORONAL, (0, 3, 0), (9, 5)),
+        (SAGITTAL, (3, 7, 9), (0, 0)),  # front and up
+        (SAGITTAL, (3, 0, 0), (9, 7)),
+    ],
+)
+def test_slices_hang_as_radiologists_hang_them(plane, voxel, place):
+    drawn = cut(at(*voxel), plane, voxel[plane.axis])
+    assert np.argwhere(drawn).tolist() == [list(place)]
+
+
+def test_the_letters_say_which_side_is_where():
+    assert [plane.letters for plane in PLANES] == ["RLAP", "RLSI", "APSI"]
+    assert caption(CORONAL, 2, SHAPE) == "coronal 3 of 8"
+
+
+def test_planes_have_one_scale_in_mm():
+    spacing = (1.0, 1.0, 4.0)  # 6 x 8 x 40 mm
+    sizes = [scaled(cut(at(0, 0, 0), plane, 0), plane, SHAPE, spacing, 200).shape for plane in PLANES]
+    assert sizes == [(40, 30), (200, 30), (200, 40)]
+    assert scaled(cut(at(0, 0, 0), AXIAL, 0), AXIAL, SHAPE, None).shape == (round(8 * SIDE / 10), round(6 * SIDE / 10))
+    assert set(np.unique(scaled(cut(3 * at(2, 2, 2), AXIAL, 2), AXIAL, SHAPE, None))) == {0, 3}
+
+
+def test_the_slice_with_the_most_is_found_and_the_middle_without_any():
+    mask = np.zeros(SHAPE, bool)
+    mask[1, :3, 2:5] = mask[4, 0, 2] = True
+    assert most(mask) == (1, 0, 2)
+    assert most(mask & False) == (3, 4, 5)
+
+
+def test_a_volume_is_compared_where_it_is_wrong():
+    image, reference = np.zeros((1, *SHAPE), np.float32), np.zeros(SHAPE, np.uint8)
+    reference[1:5, 1:7, 1:9] = 1
+    prediction = reference.copy()
+    prediction[4, 6, 2:8] = 0
+    picture = comparison(image, reference, prediction, "p1  Dice 0.98", (1.0, 1.0, 1.0))
+    assert picture.shape[1] == 3 * SIDE + 2 * GAP
+    axial = picture[2 * CAPTION_HEIGHT :, 2 * (SIDE + GAP) :]
+    voxel = SIDE / 10
+    assert tuple(axial[round(1.5 * voxel), round(1.5 * voxel)]) == REFERENCE_COLOUR  # missed at the right front
+    assert tuple(axial[round(4.5 * voxel), round(2.5 * voxel)]) == BOTH_COLOUR
+    added = comparison(image, reference, 1 - 0 * prediction, "p1")[2 * CAPTION_HEIGHT :, 2 * (SIDE + GAP) :]
+    assert tuple(added[round(0.5 * voxel), round(2.5 * voxel)]) == PREDICTION_COLOUR
+
+
+def test_an_image_is_compared_as_before():
+    image, label = np.zeros((1, 12, 12)), np.eye(12, dtype=np.uint8)
+    np.testing.assert_array_equal(comparison(image, label, label.T, "x"), flat_comparison(image, label, label.T, "x"))
+
+
+def test_a_sheet_shows_the_largest_slice_outlined():
+    label = np.zeros(SHAPE, np.uint8)
+    label[1:5, 1:7, 3] = 2
+    pictures = outlined(np.zeros((1, *SHAPE), np.float32), label, spacing_mm=(1.0, 1.0, 1.0))
+    assert [picture.shape[1] for picture in pictures] == [SMALL] * 3
+    rows, columns = np.nonzero((pictures[0][CAPTION_HEIGHT:] == CLASS_COLOURS[1]).all(axis=2))
+    voxel = SMALL / 10
+    assert [rows.min(), rows.max() + 1, columns.min(), columns.max() + 1] == pytest.approx(
+        [voxel, 7 * voxel, voxel, 5 * voxel], abs=1
+    )
+
+
+def test_colours_and_a_given_window_are_kept():
+    image = np.stack([np.full(SHAPE, value, np.float32) for value in (100, 50, 0)])
+    picture = outlined(image, None, span=(0, 100))[0][CAPTION_HEIGHT:]
+    assert picture[20, 40].tolist() == [255, 127, 0]
