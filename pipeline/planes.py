@@ -27,8 +27,8 @@ class Plane:
 AXIAL = Plane("axial", 2, "RLAP")
 PLANES = (AXIAL, Plane("coronal", 1, "RLSI"), Plane("sagittal", 0, "APSI"))
 
-SIDE = 256
-"""Pixels of the volume's longest edge in a comparison."""
+SIDE = 300
+"""Pixels of the volume's longest edge in a comparison: its caption fits above a cube."""
 
 SMALL = 168
 """Likewise on a sheet of many: the three planes side by side are as wide as two pictures of 256 pixels."""

@@ -56,7 +56,7 @@ def cube(start, spacing_mm=None):
     return found if spacing_mm is None else MetaTensor(found, affine=torch.diag(torch.tensor([*spacing_mm, 1.0])))
 
 
-def evaluated(folder, cases, class_names=TWO_CLASSES, image=None, by="patient", **arguments):
+def evaluated(folder, cases, class_names=TWO_CLASSES, image=None, by="patient", batch_size=2, **arguments):
     """evaluation.json of cases (patient, reference, prediction), as a bundle's evaluation engine writes it."""
     folder.mkdir(exist_ok=True)
     torch.save({"weight": torch.zeros(1)}, folder / "model.pt")
@@ -73,7 +73,7 @@ def evaluated(folder, cases, class_names=TWO_CLASSES, image=None, by="patient", 
         checkpoint=str(folder / "model.pt"), **arguments,
     )  # fmt: skip
     engine = SupervisedEvaluator(
-        torch.device("cpu"), DataLoader(items, batch_size=2), torch.nn.Identity(), val_handlers=[table],
+        torch.device("cpu"), DataLoader(items, batch_size=batch_size), torch.nn.Identity(), val_handlers=[table],
         prepare_batch=lambda batch, *_, **__: (batch["found"], batch["label"]),
         postprocessing=(lambda data: data | {"image": data["image"] if image is None else image}),
     )  # fmt: skip
