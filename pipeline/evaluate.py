@@ -48,9 +48,9 @@ class CaseTable:
     """A handler of the evaluation engine: scores every case, and writes a table and pictures at its end.
 
     `evaluation.json` is the table (see `pipeline.patient_table.tabulate`), `worst.png` shows the lowest Dice of single
-    cases, where a false positive on a case without the class is a Dice of 0; volumes in three planes. An earlier evaluation of the same
-    partition is replaced; one of another partition is refused before the engine starts, and so are cases that the
-    checkpoint was trained on.
+    cases, where a false positive on a case without the class is a Dice of 0; volumes in three planes. An earlier
+    evaluation of the same partition is replaced; one of another partition is refused before the engine starts, and so
+    are cases that the checkpoint was trained on.
 
     Args:
         output_dir: where the files go.

@@ -261,7 +261,7 @@ def legend(names: Mapping[int, str], width: int) -> np.ndarray:
 def comparison(
     image: np.ndarray, reference: np.ndarray, prediction: np.ndarray, title: str, *, letters: str = "", width: int = 0
 ) -> np.ndarray:
-    """Image, contours and errors of one case side by side, with `lettered` borders and at least so wide if asked for."""
+    """Image, contours and errors of one case side by side, each with `letters` and at least `width` pixels wide."""
     classes = "" if max(reference.max(), prediction.max()) < 2 else ", purple another class"
     drawn = [
         (title, grey(image)),

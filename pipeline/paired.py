@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline import surface_distances
 from pipeline.errors import DataError
-from pipeline.evaluate import INSTANCES, NETWORK
+from pipeline.evaluate import INSTANCES, NETWORK, SURFACES
 from pipeline.instance_scores import PRINTED
 from pipeline.metrics import bootstrap_interval
 from pipeline.tables import FEW, PER_CLASS
@@ -34,13 +35,21 @@ def measures(row: Mapping[str, Any], prefix: str = "") -> dict[str, float | None
 
 
 def per_patient(table: Mapping[str, Any]) -> Scores:
-    """Every patient's scores in an evaluation's table; of objects, where they are scored, the mean of its images."""
+    """Every patient's scores in an evaluation's table; of objects and surfaces, where scored, the mean of its cases.
+
+    A case whose prediction or reference is empty has no surface distance: the mean is of the others.
+    """
     scores = {row["patient"]: measures(row[NETWORK]) for row in table["patients"]}
     images: dict[str, list[dict[str, float | None]]] = defaultdict(list)
     for case in table.get(INSTANCES, {"cases": []})["cases"]:
         images[case["patient"]].append(measures(case))
     for patient, rows in images.items():
         scores[patient] |= {name: _mean([row[name] for row in rows]) for name in rows[0]}
+    surfaces: dict[str, list[dict[str, float | None]]] = defaultdict(list)
+    for case in table.get(SURFACES, {"cases": []})["cases"]:
+        surfaces[case["patient"]].append(measures({score: case[score] for score in surface_distances.SCORES}))
+    for patient, rows in surfaces.items():
+        scores[patient] |= {name: _mean([r[name] for r in rows if r[name] is not None]) for name in rows[0]}
     return scores
 
 
@@ -128,10 +137,11 @@ def means(scores: Scores) -> dict[str, float | None]:
 
 
 def headline(table: Mapping[str, Any]) -> list[str]:
-    """The measures to show of an evaluation's table: those that it says itself, per class, and those of its objects."""
+    """The measures to show of an evaluation's table: those that it says itself, of its objects and of its surfaces."""
     per_class = [(m, [f"{m}_{name}" for name in table["classes"][1:]]) for m in table["measures"]]
     shown = [name for measure, names in per_class for name in (names if measure in PER_CLASS else [measure])]
-    return [*shown, *(PRINTED if INSTANCES in table else ())]
+    surfaces = [f"{score}_{name}" for score in surface_distances.SCORES for name in table["classes"][1:]]
+    return [*shown, *(PRINTED if INSTANCES in table else ()), *(surfaces if SURFACES in table else ())]
 
 
 def cautions(patients: int, unit: str, seeds: int, folds: int | None, *, each: str = "variant") -> list[str]:

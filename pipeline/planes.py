@@ -144,9 +144,7 @@ def outlined(
     return pictures
 
 
-def labels_of(
-    label: np.ndarray, plane: Plane, places: Sequence[int], spacing_mm: Sequence[float] | None
-) -> np.ndarray:
+def labels_of(label: np.ndarray, plane: Plane, places: Sequence[int], spacing_mm: Sequence[float] | None) -> np.ndarray:
     """One slice of a label map, (X, Y, Z) uint8, as `outlined` scales it."""
     return scaled(np.ascontiguousarray(cut(label, plane, places[plane.axis])), plane, label.shape, spacing_mm, SMALL)
 

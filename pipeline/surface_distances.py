@@ -70,8 +70,8 @@ class SurfaceDistances:
         distances_in = "px" if case.spacing_mm is None else "mm"
         if self.distances_in not in (None, distances_in):
             raise InputError(
-                f"{case.id}: its distances are in {distances_in}, those of the cases before in {self.distances_in}, and "
-                "have no common mean; say `spacing_mm` in the manifest, or leave `SurfaceDistances` out"
+                f"{case.id}: its distances are in {distances_in}, those of the cases before in {self.distances_in}, "
+                "and they have no common mean; say `spacing_mm` in the manifest, or leave `SurfaceDistances` out"
             )
         self.distances_in = distances_in
         spacing = case.spacing_mm or (1.0,) * case.reference.ndim
@@ -116,8 +116,8 @@ def surface_scores(
     direction, and the larger of the two (MONAI, Metrics Reloaded; MedPy takes one percentile of both together).
     Surface Dice, or NSD: the share of both surfaces, by area, that lies within the tolerance of the other (Nikolov et
     al., J. Med. Internet Res. 23, 2021, doi 10.2196/26151). Areas are of the surface between voxels, MONAI's
-    `use_subvoxels`, which gives what DeepMind's `surface-distance` gives (equal to 5 digits on hippocampi, where counting
-    surface voxels differs by up to 0.006, and on cubes by 0.15).
+    `use_subvoxels`, which equals DeepMind's `surface-distance` (to 5 digits on hippocampi, where counting surface
+    voxels is off by up to 0.005, and on cubes by 0.15).
 
     Args:
         prediction: (H, W) or (X, Y, Z) bool.
@@ -192,7 +192,9 @@ def lines(distances: Mapping[str, Any]) -> list[str]:
     """What a reader wants of `SurfaceDistances.table`, as lines of text."""
     of, unit = distances["distances_in"], distances["unit"]
     no_spacing = ", no spacing is known" if of == "px" else ""
-    found = [f"Surfaces, distances in {of}{no_spacing}; surface Dice at a tolerance of {distances['tolerance']:g} {of}."]
+    found = [
+        f"Surfaces, distances in {of}{no_spacing}; surface Dice at a tolerance of {distances['tolerance']:g} {of}."
+    ]
     for name in distances["classes"]:
         hd95, dice = (_in_words(distances, score, name, digits) for score, digits in (("hd95", 2), ("surface_dice", 3)))
         worst = ", ".join(distances["worst"][name])

@@ -69,7 +69,9 @@ def notes(table: Mapping[str, Any]) -> list[str]:
 def _volume(name: str, ml: Mapping[str, Any], cases: int) -> str:
     """Volumes of a class: means, bias with its interval, and error."""
     some = "" if ml["cases"] == cases else f", of the {ml['cases']} cases whose spacing is known"
-    interval = f" (95 % interval {_interval(ml['difference_interval_95'], '+.3g')})" if ml["difference_interval_95"] else ""
+    interval = (
+        f" (95 % interval {_interval(ml['difference_interval_95'], '+.3g')})" if ml["difference_interval_95"] else ""
+    )
     return (
         f"Volume of {name}: {ml['reference']:.3g} ml in the reference, {ml['prediction']:.3g} ml predicted; difference "
         f"{ml['difference']:+.3g} ml{interval}, without its sign {ml['absolute_difference']:.3g} ml{some}."

@@ -74,7 +74,9 @@ def test_dice_is_monais(files, ours):
 
 def test_dice_counts_and_volumes_are_nnunets(files, ours):
     if importlib.util.find_spec("nnunetv2") is None:
-        pytest.skip("nnU-Net is not installed: tests/benchmarks/nnunet_evaluation.py installs it into a folder and runs this")
+        pytest.skip(
+            "nnU-Net is not installed: tests/benchmarks/nnunet_evaluation.py installs it into a folder and runs this"
+        )
     command = [sys.executable, "-c", NNUNET, str(files / "reference"), str(files / "prediction")]
     output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     theirs = json.loads(output.split("FOUND")[1])

@@ -72,8 +72,6 @@ FLOORS = [
     ["lookalikes"],
     ["index"],
     ["weights", "checkpoint", "patient_table", "fetch", "unmatched", "dicom_index", "dicom_report"],
-    ["split", "audit", "phantom", "tracking", "separation", "instance_scores"],
-    ["index", "weights", "checkpoint", "patient_table", "fetch", "unmatched"],
     ["split", "audit", "phantom", "tracking", "separation", "instance_scores", "surface_distances"],
     ["bundle", "predict", "evaluate", "patient_dice", "parent"],
     ["paired", "trials"],

@@ -97,3 +97,12 @@ def test_what_is_shown_is_what_the_evaluation_shows():
     assert paired.headline(table(p1=0.5) | {"measures": ["dice", "miou"]}) == ["dice_cell", "miou"]
     shown = paired.headline(table(p1=0.5) | {"measures": ["iou"], "instances": {"cases": []}})
     assert shown[:3] == ["iou_cell", "aji", "ap_50"]
+
+
+def test_surfaces_are_compared_by_the_mean_of_the_cases_that_have_a_distance():
+    cases = [{"id": str(n), "patient": "p1", "missed": [], "added": [], "hd95": {"cell": d}, "surface_dice": {"cell": s}}
+             for n, (d, s) in enumerate([(2.0, 1.0), (4.0, 0.5), (None, 0.0)])]  # fmt: skip
+    with_surfaces = table(p1=0.5) | {"measures": ["dice"], "surface_distances": {"cases": cases}}
+    scores = paired.per_patient(with_surfaces)["p1"]
+    assert (scores["hd95_cell"], scores["surface_dice_cell"]) == (3.0, 0.5)
+    assert paired.headline(with_surfaces) == ["dice_cell", "hd95_cell", "surface_dice_cell"]

@@ -73,3 +73,10 @@ def test_class_indices_serve_as_well_as_one_hot_and_every_epoch_begins_anew():
     metric.reset()
     metric.update(("p", np.array([1, 0]), np.array([1, 1])))
     assert metric.compute() == pytest.approx(2 / 3)
+
+
+def test_volumes_are_scored_as_images_are():
+    volume = torch.zeros(1, 1, 4, 5, 6)
+    volume[..., 1:3] = 1
+    shifted = volume.roll(1, -1)
+    assert dice_of(PatientDice(2), ("p", volume, volume), ("q", volume, shifted)) == pytest.approx((1 + 0.5) / 2)

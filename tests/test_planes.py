@@ -8,6 +8,8 @@ from pipeline.overlay import (
     GAP,
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
+)
+from pipeline.overlay import (
     comparison as flat_comparison,
 )
 from pipeline.planes import AXIAL, PLANES, SIDE, SMALL, caption, comparison, cut, most, outlined, scaled

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from mlflow import MlflowClient
 from monai.engines import SupervisedTrainer
 
 from pipeline import manifest as manifests
+from pipeline import overlay, planes
 from pipeline.errors import DataError, InputError
 from pipeline.failures import without_paths
 from pipeline.manifest import Case
@@ -212,3 +214,14 @@ def test_a_full_disk_is_told_without_its_file():
     assert (
         without_paths(OSError(28, "No space left on device", "/d/Meier, Hans.pt")) == "OSError: No space left on device"
     )
+
+
+def test_pictures_of_volumes_are_kept_too(phantom_manifest, tmp_path):
+    handler = TrackingHandler(str(tmp_path), "e", str(phantom_manifest))
+    handler._pictures = []
+    label = torch.zeros(2, 6, 8, 4)  # one-hot
+    label[1, 2:4, 2:4, 1] = 1
+    volume = {"image": torch.rand(1, 6, 8, 4), "label": label, "pred": label.roll(1, 1)}
+    handler._keep_pictures(SimpleNamespace(state=SimpleNamespace(batch=[{"id": "p1"}], output=[volume])))
+    ((name, picture),) = handler._pictures
+    assert (name, picture.shape[1]) == ("p1", 3 * planes.SIDE + 2 * overlay.GAP)
