@@ -6,10 +6,11 @@ from monai.bundle import ConfigParser
 from PIL import Image
 
 from pipeline import bundle, overlay
-from pipeline.augmented import CASES, SAMPLES, augmented_sheet
+from pipeline.augmented import CASES, SAMPLES, _weight, augmented_sheet
 from pipeline.errors import InputError, user_error
 from pipeline.manifest import read
 from pipeline.overlay import CAPTION_HEIGHT, GAP
+from pipeline.planes import SMALL
 from pipeline.preview import SIDE, Channels, picture
 from pipeline.seeding import Draw
 from tests.test_preview import HEADING, ROW
@@ -113,3 +114,18 @@ def test_the_command_draws_both_and_passes_overrides_on(phantom_manifest, tmp_pa
     assert code == 0, output
     names = [f"preview_{name}.png" for name in ("training", "validation", "test", "augmented")]
     assert output.splitlines()[-4:] == [str(tmp_path / name) for name in names]
+
+
+def test_weights_of_a_volume_are_shown_where_its_label_is():
+    label, weight = np.zeros((1, 4, 5, 6)), np.zeros((1, 4, 5, 6))
+    label[0, 1:3, 1:3, 4] = 1
+    weight[0, 3, 4, 4] = 7
+    shown = _weight({"label": label, "weight": weight})
+    assert (shown.shape, shown[0, 0]) == ((5, 4), 7)
+    assert _weight({"label": label}) is None
+
+
+def test_planes_of_a_sample_stand_below_each_other():
+    volume = {"image": np.random.default_rng(0).random((1, 8, 8, 8)), "label": np.ones((1, 8, 8, 8))}
+    drawn = picture("a", volume, Channels([0], ""), upright=True)
+    assert drawn.shape == (3 * (SMALL + CAPTION_HEIGHT + GAP), SMALL, 3)
