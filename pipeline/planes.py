@@ -114,6 +114,7 @@ def outlined(
     *,
     spacing_mm: Sequence[float] | None = None,
     span: tuple[float, float] | None = None,
+    letters: bool = True,
 ) -> list[np.ndarray]:
     """A volume in three planes with its label's outlines, where the label is largest, else in the middle.
 
@@ -122,6 +123,7 @@ def outlined(
         label: (X, Y, Z) uint8 class indices; None: without.
         spacing_mm: along X, Y and Z; None: voxels are taken for cubes.
         span: values drawn black and white; None: the `window` of the slices that are drawn.
+        letters: say which side is where.
 
     Returns:
         Three captioned pictures, (rows, columns, 3) uint8, the volume's longest edge `SMALL` pixels.
@@ -139,8 +141,8 @@ def outlined(
         picture = overlay.shown(np.stack([scaled(part, plane, shape, spacing_mm, SMALL) for part in found]), span)
         if label is not None:
             picture = overlay.outlined(picture, labels_of(label, plane, places, spacing_mm))
-        lettered = overlay.lettered(picture, plane.letters)
-        pictures.append(overlay.captioned(lettered, caption(plane, places[plane.axis], shape), width=SMALL))
+        picture = overlay.lettered(picture, plane.letters) if letters else picture
+        pictures.append(overlay.captioned(picture, caption(plane, places[plane.axis], shape), width=SMALL))
     return pictures
 
 

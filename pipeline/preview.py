@@ -234,7 +234,8 @@ def picture(
         item: `image` (C, H, W) or (C, X, Y, Z), and perhaps `label` with the class indices in its first channel.
         channels: to draw.
         span: values drawn black and white; None: the image's own.
-        upright: the three planes of a volume stand below each other, else side by side.
+        upright: the three planes of a volume stand below each other, else side by side; without letters for its sides,
+            since a sample may be mirrored.
 
     Returns:
         (H, W, 3) uint8; of an image the longer side is `SIDE`, of a volume see `pipeline.planes.outlined`.
@@ -250,7 +251,7 @@ def picture(
         raise DataError(f"case {case_id}: image is {pixels(image)}, label is {pixels(label[None])}")
     if image.ndim == 4:
         spacing_mm = volume_spacing_mm(item["image"])
-        drawn = planes.outlined(image[channels.indices], label, spacing_mm=spacing_mm, span=span)
+        drawn = planes.outlined(image[channels.indices], label, spacing_mm=spacing_mm, span=span, letters=not upright)
         return overlay.stack_rows(drawn) if upright else overlay.beside(drawn)
     flat = overlay.fitted(overlay.shown(image[channels.indices], span), SIDE)
     return flat if label is None else overlay.outlined(flat, overlay.fitted(label, SIDE, smooth=False))

@@ -5,12 +5,11 @@ import pytest
 from monai.bundle import ConfigParser
 from PIL import Image
 
-from pipeline import bundle, overlay
+from pipeline import bundle, overlay, planes
 from pipeline.augmented import CASES, SAMPLES, _weight, augmented_sheet
 from pipeline.errors import InputError, user_error
 from pipeline.manifest import read
 from pipeline.overlay import CAPTION_HEIGHT, GAP
-from pipeline.planes import SMALL
 from pipeline.preview import SIDE, Channels, picture
 from pipeline.seeding import Draw
 from tests.test_preview import HEADING, ROW
@@ -128,4 +127,4 @@ def test_weights_of_a_volume_are_shown_where_its_label_is():
 def test_planes_of_a_sample_stand_below_each_other():
     volume = {"image": np.random.default_rng(0).random((1, 8, 8, 8)), "label": np.ones((1, 8, 8, 8))}
     drawn = picture("a", volume, Channels([0], ""), upright=True)
-    assert drawn.shape == (3 * (SMALL + CAPTION_HEIGHT + GAP), SMALL, 3)
+    assert drawn.shape == (3 * (planes.SMALL + CAPTION_HEIGHT + GAP), planes.SMALL, 3)

@@ -97,3 +97,10 @@ def test_colours_and_a_given_window_are_kept():
     image = np.stack([np.full(SHAPE, value, np.float32) for value in (100, 50, 0)])
     picture = outlined(image, None, span=(0, 100))[0][CAPTION_HEIGHT:]
     assert picture[20, 40].tolist() == [255, 127, 0]
+
+
+def test_a_sample_that_may_be_mirrored_has_no_letters():
+    flat = np.zeros((1, *SHAPE), np.float32)
+    width = round(8 * SMALL / 10)
+    shown = [outlined(flat, None, letters=letters)[2][CAPTION_HEIGHT:, :width] for letters in (True, False)]
+    assert [picture.max() for picture in shown] == [255, 0]
