@@ -65,7 +65,7 @@ def scaled(
 def most(mask: np.ndarray) -> tuple[int, int, int]:
     """The index along X, Y and Z of the slice with the most of a mask, (X, Y, Z) bool; the middle where it is empty."""
     if not mask.any():
-        return tuple(size // 2 for size in mask.shape)  # type: ignore[return-value]
+        return tuple(size // 2 for size in mask.shape)
     counts = (mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3))
     return tuple(int(count.argmax()) for count in counts)  # type: ignore[return-value]
 
