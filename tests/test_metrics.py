@@ -85,3 +85,12 @@ def test_an_interval_of_few_values():
     assert bootstrap_interval([0.5]) is None
     assert bootstrap_interval([0.5, 0.7]) == (0.5, 0.7)
     assert bootstrap_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_volumes_are_counted_in_parts(monkeypatch):
+    prediction, reference = np.random.default_rng(0).integers(0, 3, (2, 5, 4, 3)).astype(np.uint8)
+    whole = overlap_counts(prediction, reference, 3)
+    monkeypatch.setattr("pipeline.metrics.PART", 59)  # 60 voxels: the last part has one
+    np.testing.assert_array_equal(overlap_counts(prediction, reference, 3), whole)
+    np.testing.assert_array_equal(overlap_counts(prediction.T, reference.T, 3), whole)
+    assert whole[:, [0, 2]].sum() == 60
