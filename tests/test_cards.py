@@ -20,6 +20,8 @@ def test_the_card_of_nuclei_speaks_of_no_patients():
         ("chest_xray_segmentation", "evaluation_test.json", "dice", "lung"),
         ("chest_xray_segmentation", "evaluation_test.json", "miou", None),
         ("nuclei_segmentation", "evaluation_test.json", "dice", "nucleus"),
+        ("hippocampus_mri_segmentation", "evaluation_test.json", "dice", "anterior"),
+        ("hippocampus_mri_segmentation", "evaluation_test.json", "dice", "posterior"),
     ],
 )
 def test_the_figures_of_a_card_are_those_of_its_file(bundle, file, measure, name):
@@ -36,3 +38,11 @@ def test_aggregated_objects_of_the_card_are_those_of_its_file():
     mean = json.loads((folder / "evaluation_test.json").read_text())["instances"]["mean"]
     text = CARDS["nuclei_segmentation"].read_text()
     assert all(f"{mean[score]:.3f}" in text for score in ("aji", "ap_50"))
+
+
+def test_the_surfaces_of_the_card_are_those_of_its_file():
+    folder = CARDS["hippocampus_mri_segmentation"].parent
+    found = json.loads((folder / "evaluation_test.json").read_text())["surface_distances"]["mean"]
+    text = CARDS["hippocampus_mri_segmentation"].read_text()
+    assert all(f"| {found['hd95'][part]:.2f} |" in text for part in ("anterior", "posterior"))
+    assert all(f"| {found['surface_dice'][part]:.3f} |" in text for part in ("anterior", "posterior"))
