@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
-TOUR, STOPPED, COMPARED = (block.splitlines() for block in BLOCKS if block.startswith("overtile"))
+TOUR, STOPPED, COMPARED, VOLUMES = (block.splitlines() for block in BLOCKS if block.startswith("overtile"))
 
 PAGES = ["README.md", "docker/README.md", *(f"bundles/{p.name}/docs/README.md" for p in (ROOT / "bundles").iterdir())]
 
@@ -28,10 +28,10 @@ def shell(words, folder):
     )
 
 
-def follow(lines, folder):
+def follow(lines, folder, smaller=SMALLER):
     for line in lines:
         words = shlex.split(line)
-        done = shell(words + (SMALLER if words[1] in ("run", "compare", "crossvalidate") else []), folder)
+        done = shell(words + (smaller if words[1] in ("run", "compare", "crossvalidate") else []), folder)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
@@ -59,6 +59,14 @@ def test_looking_and_comparing_run(tmp_path):
     assert {"preview_training.png", "preview_augmented.png", "comparison.png", "cross_validation.json"} <= found
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_volumes_go_from_dicom_to_dicom(tmp_path):
+    follow(VOLUMES, tmp_path, ["--epochs", "1", "--width", "16", "--patches_per_case", "1", "--workers", "0"])
+    assert len(list((tmp_path / "volumes/labels").rglob("*.certificate.json"))) == 10
+    assert list(tmp_path.rglob("fingerprint.png"))
+
+
 @pytest.mark.parametrize("target", ["demo", "test", "setup", "lint", "smoke", "test-slow", "bench", "clean"])
 def test_the_makefile_has_and_lists_the_target(target):
     assert shell(["make", "-n", target], ROOT).returncode == 0
@@ -66,7 +74,7 @@ def test_the_makefile_has_and_lists_the_target(target):
 
 
 def test_other_commands_of_the_readme_are_make_targets():
-    others = [line for block in BLOCKS for line in block.splitlines() if line not in TOUR + STOPPED + COMPARED]
+    others = [line for block in BLOCKS for line in block.splitlines() if line not in TOUR + STOPPED + COMPARED + VOLUMES]
     assert others == ["make demo", "make test"]
 
 
