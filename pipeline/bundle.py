@@ -20,13 +20,14 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as monai_run
 from monai.bundle.config_item import ComponentLocator
 
+from pipeline import terms
 from pipeline.config_check import breaks, references, text_numbers, unreferenced, walk
 from pipeline.errors import InputError
 
 BASES = {"training": "train.yaml", "evaluating": "evaluate.yaml", "predicting": "inference.yaml"}
 """The workflows of a bundle, and the config that defines each."""
 
-PATH_KEYS = ("manifest", "dataset_dir", "output_dir", "checkpoint", "encoder_weights", "source")
+PATH_KEYS = ("manifest", "dataset_dir", "output_dir", "checkpoint", "encoder_weights", "source", "metadata")
 """Top-level keys that hold a path; the caller's relative paths are meant from the caller's folder."""
 
 COUNTS = (
@@ -193,13 +194,17 @@ def check(bundle: Path) -> list[str]:
 
     Every config, and every overlay over `train.yaml`: each `_target_` is imported and its arguments are bound to
     the signature, each `$` expression is parsed and its names looked up, each `@` reference is resolved, numbers
-    must not be text, and every key must be referred to by some config of the bundle.
+    must not be text, every key must be referred to by some config of the bundle, and codes in the metadata be codes.
 
     Returns:
         Sentences, empty where all is well.
     """
     configs = sorted(path.name for path in (bundle / "configs").glob("*.yaml"))
-    problems = [f"configs/{name} is missing" for name in BASES.values() if name not in configs]
+    problems = [
+        f"metadata.json: {problem}"
+        for problem in terms.problems(terms.read_metadata(bundle / "configs" / "metadata.json"))
+    ]
+    problems += [f"configs/{name} is missing" for name in BASES.values() if name not in configs]
     merged: dict[str, Mapping[str, Any]] = {}
     for name in configs:
         files = [f"configs/{name}"] if name in BASES.values() else ["configs/train.yaml", f"configs/{name}"]

@@ -144,6 +144,14 @@ def test_a_folder_called_2024_is_no_number_in_a_config_either(copy):
     assert bundle.check(copy) == []
 
 
+def test_codes_that_are_none_are_found(copy):
+    path = copy / "configs/metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"segments": {"1": {"label": "Membrane"}}}))
+    first, second = bundle.check(copy)
+    assert first.startswith("metadata.json: segments 1: category must be [scheme, value, meaning]")
+    assert second.startswith("metadata.json: segments 1: type must be")
+
+
 def test_a_missing_config_is_found(copy):
     (copy / "configs/evaluate.yaml").unlink()
     assert bundle.check(copy) == ["configs/evaluate.yaml is missing"]
