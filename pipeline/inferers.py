@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any
 
@@ -116,6 +116,35 @@ class OverlapTileInferer(Inferer):
         Raises:
             ValueError: the network and the arguments do not go together; the sentence says how they would.
         """
+        out: torch.Tensor | None = None
+        for (images, *pixels), part in self.each(inputs, network, *args, **kwargs):
+            if out is None:
+                size = (len(inputs), part.shape[1], *inputs.shape[2:])
+                out = torch.empty(size, dtype=part.dtype, device=inputs.device)
+            out[images, :, *pixels] = part.to(out.device)
+        assert out is not None  # there is at least one tile
+        if isinstance(inputs, MetaTensor):
+            out = MetaTensor(out).copy_meta_from(inputs, copy_attr=False)
+        return out
+
+    def each(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+        """Give the network's output tile by tile, for an output that is larger than memory.
+
+        Args:
+            inputs: as for a call.
+            network: as for a call.
+            args: as for a call.
+            kwargs: as for a call.
+
+        Yields:
+            Slices along N, H, W[, D] that say which pixels of which image, and the output there, (1, out channels,
+            h, w[, d]) on the network's device. Together they cover every pixel once.
+
+        Raises:
+            ValueError: as for a call.
+        """
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         analysis, plan = self._planned(image.shape, network, args=args, kwargs=kwargs)
         run = _Run(image, network, plan, args=args, kwargs=kwargs)
@@ -123,10 +152,7 @@ class OverlapTileInferer(Inferer):
         if not plan.exact and key not in analysis.warned:
             analysis.warned.add(key)
             logger.warning("approximate, because %s%s", plan.reason, self._measured(run, analysis))
-        out = run.all(self.batch_size, self.progress)
-        if isinstance(inputs, MetaTensor):
-            out = MetaTensor(out).copy_meta_from(inputs, copy_attr=False)
-        return out
+        yield from run.each(self.batch_size, self.progress)
 
     def plan(
         self,
@@ -215,6 +241,16 @@ class OverlapTileInferer(Inferer):
         )
 
 
+def tile_inferer(inferer: Any) -> OverlapTileInferer | None:
+    """The overlap-tile inferer that an inferer is, or hands its input to unchanged; None where there is no such.
+
+    A wrapper says by an attribute `unchanged` which inferer its input and that one's answer pass through, if any.
+    """
+    while inferer is not None and not isinstance(inferer, OverlapTileInferer):
+        inferer = getattr(inferer, "unchanged", None)
+    return inferer
+
+
 class _Run:
     """One pass of a network over the tiles of a batch of images."""
 
@@ -222,22 +258,16 @@ class _Run:
         self.image, self.network, self.plan, self.args, self.kwargs = image, network, plan, args, kwargs
         self.device = device_of(network) if isinstance(network, nn.Module) else image.device
 
-    def all(self, batch_size: int, progress: bool) -> torch.Tensor:
-        """Give the output of all tiles of all images, (N, C, H, W[, D])."""
+    def each(self, batch_size: int, progress: bool) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+        """Give the trusted part of every tile of every image, and where it goes."""
         tiles = product(*(range(a.count) for a in self.plan.axes))
         places = list(product(range(len(self.image)), tiles))
         batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
-        result: torch.Tensor | None = None
         for batch in tqdm(batches, desc="tiles") if progress else batches:
             out = self.apply(torch.cat([self.cut(n, self.windows(i)) for n, i in batch]))
-            if result is None:
-                size = (len(self.image), out.shape[1], *self.plan.shape)
-                result = torch.empty(size, dtype=out.dtype, device=self.image.device)
             for one, (n, i) in zip(out, batch, strict=True):
                 to, take = self.kept(i, self.windows(i))
-                result[n][:, *to] = one[:, *take].to(result.device)
-        assert result is not None  # there is at least one tile
-        return result
+                yield (slice(n, n + 1), *to), one[None, :, *take]
 
     def windows(self, index: Sequence[int]) -> list[tuple[int, int]]:
         """Give start and length of a tile along each axis."""

@@ -85,6 +85,11 @@ class LongestSideInferer(Inferer):
         self.inferer = inferer
         self.size = size
 
+    @property
+    def unchanged(self) -> Inferer | None:
+        """The other inferer, where it gets the image as it is."""
+        return self.inferer if self.size is None else None
+
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:

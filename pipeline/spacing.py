@@ -90,6 +90,11 @@ class SpacingInferer(Inferer):
         self.inferer = inferer
         self.spacing_mm = spacing_mm
 
+    @property
+    def unchanged(self) -> Inferer | None:
+        """The other inferer, where it gets the volume as it is."""
+        return self.inferer if self.spacing_mm is None else None
+
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:

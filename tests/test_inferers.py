@@ -10,14 +10,16 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor, decollate_batch
-from monai.inferers import SlidingWindowInferer
+from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.networks.nets import BasicUNet, DynUNet, FlexibleUNet
 from torch import nn
 
-from pipeline.inferers import OverlapTileInferer, mirror
+from pipeline.inferers import OverlapTileInferer, mirror, tile_inferer
 from pipeline.memory import LiveBytes, available_bytes, peak_bytes
 from pipeline.networks import UNet
 from pipeline.reach import analyse
+from pipeline.resizing import LongestSideInferer
+from pipeline.spacing import SpacingInferer
 
 ALIVE = ["leakyrelu", {"negative_slope": 0.3}]
 LAW = settings(deadline=None, max_examples=15, derandomize=True, phases=[Phase.explicit, Phase.generate])
@@ -439,3 +441,25 @@ def test_the_network_of_2015_at_its_own_width_and_tile():
     out, plan = tiled(net, image, tile=572)
     assert (plan.tiles, plan.step, plan.margin, plan.exact) == (4, (384, 384), (92, 92), True)
     assert error(out, whole(net, image, 16, lost=92, least=188)) < 1e-5
+
+
+def test_tile_by_tile_every_pixel_comes_once_and_the_whole_is_the_answer():
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(1, 2, 3, padding=1).eval()
+    images = torch.rand(2, 1, 50, 40)
+    inferer = OverlapTileInferer(tile=16, batch_size=3)
+    whole, times = torch.zeros(2, 2, 50, 40), torch.zeros(2, 50, 40)
+    for (image, *pixels), part in inferer.each(images, network):
+        whole[image, :, *pixels] = part
+        times[image, *pixels] += 1
+    assert torch.equal(times, torch.ones(2, 50, 40))
+    assert torch.equal(whole, inferer(images, network))
+
+
+def test_a_wrapper_that_changes_nothing_leaves_the_way_tile_by_tile_open():
+    inner = OverlapTileInferer(tile=16)
+    assert tile_inferer(LongestSideInferer(inner, size=None)) is inner
+    assert tile_inferer(SpacingInferer(LongestSideInferer(inner, size=None), spacing_mm=None)) is inner
+    assert tile_inferer(LongestSideInferer(inner, size=32)) is None
+    assert tile_inferer(SpacingInferer(inner, spacing_mm=[1, 1, 1])) is None
+    assert tile_inferer(SimpleInferer()) is None
