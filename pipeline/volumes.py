@@ -179,12 +179,12 @@ def _write_nifti(array: np.ndarray, affine: NDArray[np.float64], path: Path) -> 
 
 
 def _write_itk(array: np.ndarray, affine: NDArray[np.float64], path: Path) -> None:
+    import itk
     from monai.data import ITKWriter
 
-    writer = ITKWriter(output_dtype=array.dtype, affine_lps_to_ras=True)
-    writer.set_data_array(array, channel_dim=None, squeeze_end_dims=False)
-    writer.set_metadata({"affine": affine}, resample=False)
-    writer.write(str(path), compression=True)
+    # Part of MONAI's writer: the whole takes a volume without channels for a 2D image and resamples a turned one.
+    image = ITKWriter.create_backend_obj(array, None, affine, array.dtype, affine_lps_to_ras=True)
+    itk.imwrite(image, str(path), compression=True)
 
 
 def _regular(affine: NDArray[np.float64], path: Path) -> NDArray[np.float64]:
