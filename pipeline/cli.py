@@ -184,13 +184,17 @@ def evaluate(
 def predict(
     context: typer.Context,
     bundle: Annotated[str, typer.Option(help="Name under bundles/, or a path.")],
-    source: Annotated[Path, typer.Option("--input", help="Image, DICOM folder, or a folder of such.")],
+    source: Annotated[Path, typer.Option("--input", help="Image, volume, DICOM folder, or a folder of such.")],
     output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Weights; default: models/model.pt of the bundle.")] = None,
     match: Annotated[str | None, typer.Option(help="Glob that files must match, say '*/image.tif'.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
 ) -> None:
-    """Write a label map for every input, in its format and geometry. Exit code 1 if one was passed over."""
+    """Write a label map for every input, in its format and geometry; further words are overrides.
+
+    For DICOM, --output_format labelmap or nifti asks for another answer, and --channels says which series of a study is
+    which channel: "{'T1': {'SeriesDescription': 't1.*'}}". Exit code 1 if an input was passed over.
+    """
     from pipeline import bundle as bundles
 
     folder = bundles.find(bundle)

@@ -38,6 +38,11 @@ class FlipInferer(Inferer):
         self.flips = flips
         self.axes = axes
 
+    @property
+    def unchanged(self) -> Inferer | None:
+        """The other inferer, where it gets the image as it is."""
+        return None if self.flips else self.inferer
+
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:

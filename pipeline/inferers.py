@@ -140,7 +140,8 @@ class OverlapTileInferer(Inferer):
 
         Yields:
             Slices along N, H, W[, D] that say which pixels of which image, and the output there, (1, out channels,
-            h, w[, d]) on the network's device. Together they cover every pixel once.
+            h, w[, d]) on the network's device. Together they cover every pixel; the last tile
+            along an axis may repeat some.
 
         Raises:
             ValueError: as for a call.

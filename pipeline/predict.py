@@ -1,11 +1,10 @@
-"""Cases through a bundle: label maps on the input's grid, in the input's format."""
+"""Cases through a bundle: label maps on the input's grid, in the input's format; DICOM is answered with DICOM SEG."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +14,49 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import CommonKeys
 
-from pipeline import dicom, orientation, seg
+from pipeline import orientation
+from pipeline.answers import DicomAnswers, write_volumes
 from pipeline.errors import DataError, InputError, user_error
-from pipeline.labels import JPEG_SUFFIXES
-from pipeline.loading import STORED_AFFINE
-from pipeline.pictures import IMAGE_SUFFIXES, is_image, page_shapes, write_labels, write_probabilities
+from pipeline.inferers import tile_inferer
+from pipeline.jobs import Job, beside, find_jobs
+from pipeline.loading import STORED_AFFINE, STORED_SHAPE
+from pipeline.pictures import page_shapes, write_labels, write_probabilities
+from pipeline.progress import logged
+from pipeline.scratch import scratch
 
 logger = logging.getLogger("pipeline.predict")
 
 Transform = Callable[[dict[str, Any]], dict[str, Any]]
 """A MONAI dictionary transform."""
 
-
-@dataclass(frozen=True)
-class Job:
-    """One input, a file or a folder with a DICOM series, and the file that its label map goes to."""
-
-    source: Path
-    target: Path
+WHOLE_ANSWER_GB = 1.0
+"""From this size on it is said that an inferer that cannot go tile by tile holds the answer as a whole."""
 
 
 class Predictor:
     """Reads images, runs a network over them, writes label maps.
 
+    Where the inferer can, a volume goes through the network tile by tile, and each tile's answer becomes class indices
+    at once: neither the logits nor the probabilities of a whole volume are ever in memory. So `activation` and
+    `discretisation` must treat every voxel alone.
+
     Args:
         network: with its weights.
-        preprocessing: from `{"image": path, "page": number or None}` to a channel-first `image`.
+        preprocessing: from what `LoadCased` takes to a channel-first `image`.
         inferer: MONAI inferer for (1, C, H, W[, D]).
         activation: on `pred`, from logits to probabilities, (classes, H, W[, D]).
         discretisation: on `pred`, from probabilities to class indices, (1, H, W[, D]).
         class_names: class 0, the background, first.
         spatial_dims: of the network; with 2, a volume is predicted slice by slice.
         device: to run on.
-        source: an image file, a folder with a DICOM series, or a folder of such.
+        source: an image file, or a folder of image files and DICOM series of any nesting.
         output_dir: where the label maps go, under the names of their sources.
         match: glob that the files of a folder must match, say `*/image.tif`.
         probabilities: also write class probabilities.
+        dicom: which series are channels of one case, and how DICOM is answered.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each key of a bundle's config
         self,
         network: torch.nn.Module,
         preprocessing: Transform,
@@ -68,6 +71,7 @@ class Predictor:
         output_dir: str,
         match: str | None = None,
         probabilities: bool = False,
+        dicom: DicomAnswers | None = None,
     ) -> None:
         self.network = network.to(device).eval()
         self.preprocessing = preprocessing
@@ -81,6 +85,7 @@ class Predictor:
         self.output_dir = output_dir
         self.match = match
         self.probabilities = probabilities
+        self.dicom = dicom or DicomAnswers(self.class_names)
 
     def run(self) -> list[Path]:
         """Predict every input; a bad one is passed over, and told at the end.
@@ -94,131 +99,150 @@ class Predictor:
         """
         if not self.source:
             raise InputError("no input: set `source` to an image, a DICOM folder or a folder of such")
-        jobs = find_jobs(Path(self.source), Path(self.output_dir), self.match)
-        failures: list[str] = []
+        found = find_jobs(
+            Path(self.source), Path(self.output_dir), self.match,
+            channels=self.dicom.channels, output_format=self.dicom.output_format, progress=logged,
+        )  # fmt: skip
+        failures = list(found.refused)
+        for sentence in found.aside:
+            logger.info("left aside: %s", sentence)
+        for refusal in found.refused:
+            logger.warning("passed over: %s", refusal)
         written: list[Path] = []
-        for number, job in enumerate(jobs, start=1):
+        for number, job in enumerate(found.jobs, start=1):
+            place = f"{number}/{len(found.jobs)}"
             try:
-                self._predict(job)
+                news = self._predict(job)
                 written.append(job.target)
-                logger.info("%d/%d  %s -> %s", number, len(jobs), job.source, job.target)
+                logger.info("%s  %s -> %s%s", place, job.source, job.target, "" if news else "  (already there)")
             except Exception as error:  # MONAI wraps what a transform raises
                 mistake = user_error(error)
                 if mistake is None:
                     raise
                 failures.append(str(mistake))
-                logger.warning("%d/%d  passed over: %s", number, len(jobs), mistake)
+                logger.warning("%s  passed over: %s", place, mistake)
         if failures:
             lines = "".join(f"\n  {failure}" for failure in failures)
-            raise DataError(f"{len(failures)} of {len(jobs)} inputs could not be predicted:{lines}")
+            everything = len(found.jobs) + len(found.refused)
+            raise DataError(f"{len(failures)} of {everything} inputs could not be predicted:{lines}")
         return written
 
-    def _predict(self, job: Job) -> None:
-        if job.source.is_dir():
-            self._predict_series(job)
-            return
+    def _predict(self, job: Job) -> bool:
+        """Write the answer to one input; False if it was there already."""
+        if job.kind == "picture":
+            return self._predict_pages(job)
+        image = self._preprocessed(job)
+        if job.kind == "projection":
+            return self.dicom.write_projection(job, self._answer(self._checked(image, 2, job)[None])[0][0])
+        labels, probabilities = self._volume(image, job)
+        if job.kind == "series":
+            return self.dicom.write_series(job, labels, probabilities)
+        write_volumes(job.target, labels, probabilities, np.asarray(image.meta[STORED_AFFINE]))
+        return True
+
+    def _predict_pages(self, job: Job) -> bool:
+        """The pages of a TIFF stack one after the other, or one picture."""
         pages = len(page_shapes(job.source))
         numbers: list[int | None] = list(range(pages)) if pages > 1 else [None]
         if not self.probabilities:
-            write_labels((self._labels(self._page(job.source, n))[0] for n in numbers), job.target, job.source)
-            return
-        predicted = [self._page(job.source, number) for number in numbers]
-        target = job.target.with_name(job.target.stem + "_probabilities.tif")
-        write_probabilities((page.numpy() for page in predicted), target)
-        write_labels((self._labels(page)[0] for page in predicted), job.target, job.source)
+            write_labels((self._page(job, number)[0] for number in numbers), job.target, job.source)
+            return True
+        predicted = [self._page(job, number) for number in numbers]
+        write_probabilities(
+            (likely for _, likely in predicted if likely is not None), beside(job.target, "_probabilities.tif")
+        )
+        write_labels((page[0] for page in predicted), job.target, job.source)
+        return True
 
-    def _predict_series(self, job: Job) -> None:
-        volume = self._preprocessed(job.source, None)
+    def _page(self, job: Job, number: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Labels (H, W) and, if they are wanted, probabilities (classes, H, W) of one image."""
+        labels, probabilities = self._answer(self._checked(self._preprocessed(job, page=number), 2, job)[None])
+        return labels[0], None if probabilities is None else probabilities[0]
+
+    def _preprocessed(self, job: Job, page: int | None = None) -> Any:
+        return self.preprocessing({**job.item, "page": page})[CommonKeys.IMAGE]
+
+    def _volume(self, image: Any, job: Job) -> tuple[np.ndarray, np.ndarray | None]:
+        """Labels (X, Y, Z) and, if wanted, probabilities (classes, X, Y, Z) along the axes of the file."""
+        self._checked(image, 3, job)
+        if not isinstance(image, MetaTensor) or STORED_AFFINE not in image.meta:
+            raise TypeError("a volume needs its affine to be taken back to its file: do not drop it in preprocessing")
+        affine, stored_affine = image.affine.numpy(), np.asarray(image.meta[STORED_AFFINE])
         if self.spatial_dims == 3:
-            probabilities = _as_stored(self._infer(volume[None])[0], volume)
+            found, likely = self._answer(image[None])
+            labels = orientation.as_stored(found[0], affine, stored_affine)
+            probabilities = None if likely is None else orientation.as_stored(likely[0], affine, stored_affine)
         else:
-            # (1, X, Y, Z) -> a batch of slices (Z, 1, Y, X), rows first as an image is stored -> (classes, X, Y, Z)
-            slices = _as_stored(volume, volume).permute(3, 0, 2, 1).contiguous()
-            probabilities = self._infer(slices).permute(1, 3, 2, 0)
-        series = dicom.read_series(job.source)
-        about: dict[str, Any] = {"class_names": self.class_names[1:], "version": version("overtile")}
-        if self.probabilities:
-            target = job.target.with_name(job.target.stem + "_probabilities.dcm")
-            seg.write_probabilities(probabilities[1:].numpy(), series, target, **about)
-        seg.write_segmentation(self._labels(probabilities)[0], series, job.target, **about)
+            labels, probabilities = self._slices(
+                orientation.as_stored(torch.Tensor(image).numpy(), affine, stored_affine)
+            )
+        if labels.shape != tuple(image.meta[STORED_SHAPE]):
+            raise TypeError("a volume must keep its voxels in preprocessing: let the inferer resample and come back")
+        return labels, probabilities
 
-    def _page(self, source: Path, number: int | None) -> torch.Tensor:
-        """Probabilities of one image, (classes, H, W) float32 on the CPU."""
-        return self._infer(self._preprocessed(source, number)[None])[0]
+    def _slices(self, volume: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """(C, X, Y, Z) -> labels and probabilities slice by slice, each with rows first as an image is stored."""
+        labels = _slices_first(volume.shape[1:], np.uint8)
+        probabilities = None
+        for z in logged(range(volume.shape[3]), volume.shape[3], "slices"):
+            image = torch.as_tensor(np.ascontiguousarray(volume[..., z].transpose(0, 2, 1)))  # (C, Y, X)
+            answer, likely = self._answer(image[None], quiet=True)
+            labels[..., z] = answer[0].T
+            if likely is not None:
+                if probabilities is None:
+                    probabilities = _slices_first((likely.shape[1], *volume.shape[1:]), np.float32)
+                probabilities[..., z] = likely[0].transpose(0, 2, 1)
+        return labels, probabilities
 
-    def _preprocessed(self, source: Path, page: int | None) -> torch.Tensor:
-        item = self.preprocessing({CommonKeys.IMAGE: str(source), "page": page})
-        return torch.as_tensor(item[CommonKeys.IMAGE])
-
-    def _infer(self, batch: torch.Tensor) -> torch.Tensor:
-        """(N, C, ...) -> probabilities (N, classes, ...) float32 on the CPU."""
+    def _checked(self, image: Any, dims: int, job: Job) -> Any:
+        """The image, if the network can take it."""
         channels = next(p.shape[1] for p in self.network.parameters() if p.ndim > 2)
-        if batch.shape[1] != channels:
-            raise InputError(f"the image has {batch.shape[1]} channels, the network was trained with {channels}")
-        with torch.no_grad():
-            logits = torch.Tensor(self.inferer(batch.to(self.device), self.network).float().cpu())
-        return torch.stack(
-            [torch.as_tensor(self.activation({CommonKeys.PRED: case})[CommonKeys.PRED]) for case in logits]
-        )
+        if image.shape[0] != channels:
+            raise InputError(
+                f"{job.source}: the image has {image.shape[0]} channels, the network was trained with {channels}"
+            )
+        if dims < self.spatial_dims:
+            raise InputError(f"{job.source}: this is an image, the network was trained with volumes")
+        return image
 
-    def _labels(self, probabilities: torch.Tensor) -> np.ndarray:
-        """(classes, ...) -> (1, ...) uint8."""
-        return (
-            torch.as_tensor(self.discretisation({CommonKeys.PRED: probabilities})[CommonKeys.PRED])
-            .numpy()
-            .astype(np.uint8)
-        )
+    @torch.no_grad()
+    def _answer(self, batch: torch.Tensor, *, quiet: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        """(N, C, ...) -> class indices (N, ...) uint8 and, if wanted, probabilities (N, classes, ...) float32."""
+        make = _slices_first if batch.ndim == 5 else scratch
+        labels = make((len(batch), *batch.shape[2:]), np.uint8)
+        probabilities: np.ndarray | None = None
+        for (images, *pixels), logits in self._parts(batch, quiet):
+            likely = torch.as_tensor(self.activation({CommonKeys.PRED: logits[0].float()})[CommonKeys.PRED])
+            chosen = torch.as_tensor(self.discretisation({CommonKeys.PRED: likely})[CommonKeys.PRED])
+            labels[images, *pixels] = torch.Tensor(chosen).cpu().numpy()
+            if self.probabilities:
+                if probabilities is None:
+                    probabilities = make((len(batch), len(likely), *batch.shape[2:]), np.float32)
+                probabilities[images, :, *pixels] = torch.Tensor(likely).cpu().numpy()
+        return labels, probabilities
 
+    def _parts(self, batch: torch.Tensor, quiet: bool) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+        """Which pixels of which image, and the logits there, (1, classes, ...)."""
+        tiles = tile_inferer(self.inferer)
+        if tiles is None:
+            self._say_if_large(batch)
+            everywhere = [slice(None)] * (batch.ndim - 2)
+            for n, logits in enumerate(torch.Tensor(self.inferer(batch.to(self.device), self.network))):
+                yield (slice(n, n + 1), *everywhere), logits[None]
+            return
+        plan = tiles.plan(tuple(batch.shape), self.network)
+        parts = tiles.each(batch, self.network)
+        yield from parts if quiet else logged(parts, plan.tiles * len(batch), "tiles")
 
-def _as_stored(tensor: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """(..., X, Y, Z) on the grid of a loaded image -> along the axes of its file."""
-    if not isinstance(image, MetaTensor):
-        raise TypeError("a volume needs its affine to be taken back to its file: do not drop it in the preprocessing")
-    array = torch.Tensor(tensor).numpy()
-    back = orientation.as_stored(array, image.affine.numpy(), image.meta[STORED_AFFINE])
-    return torch.as_tensor(np.ascontiguousarray(back))
-
-
-def find_jobs(source: Path, output_dir: Path, match: str | None = None) -> list[Job]:
-    """What there is to predict, and where each label map goes.
-
-    Raises:
-        InputError: there is nothing, or a label map would overwrite its source.
-    """
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
-    if source.is_file():
-        jobs = [Job(source, output_dir / _label_name(Path(source.name)))]
-    else:
-        jobs = [Job(path, output_dir / name) for path, name in _inside(source, output_dir, match)]
-    if not jobs:
-        kinds = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(f"{source}: nothing to predict; it holds no {kinds} file that matches and no DICOM series")
-    inputs = {job.source.resolve() for job in jobs}
-    taken: dict[Path, Path] = {}
-    for job in jobs:
-        if job.target.resolve() in inputs:
-            raise InputError(f"{job.target}: a label map would overwrite this image; choose another output folder")
-        other = taken.setdefault(job.target.with_suffix(""), job.source)
-        if other != job.source:
-            raise InputError(f"{other} and {job.source}: their label maps would have one name; rename one of them")
-    return jobs
+    def _say_if_large(self, batch: torch.Tensor) -> None:
+        gigabytes = 4e-9 * len(self.class_names) * len(batch) * math.prod(batch.shape[2:])
+        if gigabytes >= WHOLE_ANSWER_GB:
+            logger.warning(
+                "%s cannot go tile by tile here, so the whole answer, %.1f GB, is held in memory several times",
+                type(self.inferer).__name__, gigabytes,
+            )  # fmt: skip
 
 
-def _inside(folder: Path, output_dir: Path, match: str | None) -> Iterator[tuple[Path, Path]]:
-    """DICOM series and image files below a folder, with the path of their label map relative to the output."""
-    earlier = output_dir.resolve() if output_dir.resolve() != folder.resolve() else None
-    for home in dicom.series_folders(folder) if match is None else ():
-        if earlier is None or earlier not in (home.resolve(), *home.resolve().parents):
-            yield home, home.relative_to(folder).parent / f"{home.resolve().name}.dcm"
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if earlier in path.resolve().parents or not path.is_file() or not is_image(path):
-            continue
-        if match is None or name.match(match):
-            yield path, _label_name(name)
-
-
-def _label_name(name: Path) -> Path:
-    """Name of a file's label map: a JPEG would change its values, so it becomes a PNG."""
-    return name.with_suffix(".png") if name.suffix.lower() in JPEG_SUFFIXES else name
+def _slices_first(shape: Sequence[int], kind: Any) -> np.ndarray:
+    """An array whose last axis varies slowest in memory, as DICOM SEG and NIfTI store the slices of a volume."""
+    return scratch(tuple(shape)[::-1], kind).T

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,6 +22,28 @@ Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 def silent(items: Iterable[Any], total: int, description: str) -> Iterable[Any]:
     """Show nothing."""
     return items
+
+
+SOON_S = 10.0
+"""Work that is done sooner than this needs no line that says how far it is."""
+
+
+def logged(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
+    """Show a bar on a terminal; elsewhere log how long it takes after the first item, and then at every tenth.
+
+    Nothing is said of what takes less than `SOON_S`.
+    """
+    if sys.stdout.isatty():
+        yield from tqdm(items, total=total, desc=description, file=sys.stdout, leave=False, delay=1)
+        return
+    start, told = time.monotonic(), -1
+    for number, item in enumerate(items, start=1):
+        yield item
+        expected = (time.monotonic() - start) / number * total
+        if expected >= SOON_S and 10 * number // total > told and number < total:
+            told = 10 * number // total
+            left = tqdm.format_interval(expected * (1 - number / total))
+            logger.info("%d of %d %s, %s left", number, total, description, left)
 
 
 class TrainingProgress:

@@ -14,7 +14,7 @@ from pipeline.read_back import read_back
 from pipeline.seg import picture_segmentation, read_segmentation, segmentation, write_probabilities
 from pipeline.terms import Release, Segment
 from tests.test_dicom import DCMQI, HIGHDICOM, ORIENTATIONS, centre_mm, make_block, make_series
-from tests.test_seg import write_projection
+from tests.test_seg import projection
 
 NAMES = ["liver", "tumour"]
 ABOUT = {"segments": [Segment(name) for name in NAMES], "release": Release("Model", "1")}
@@ -142,7 +142,7 @@ def test_a_file_that_was_changed_behind_its_identifier_is_written_again(series, 
 
 @KINDS
 def test_a_single_image_is_certified_in_pixels(tmp_path, kind):
-    picture = dicom.read_image(write_projection(tmp_path / "dx.dcm"))
+    picture = dicom.read_image(projection(tmp_path / "dx.dcm"))
     labels = np.zeros((6, 4), np.uint8)
     labels[1, 2:4], labels[5, 0] = 1, 2
     made = picture_segmentation(labels, picture, **ABOUT, kind=kind)

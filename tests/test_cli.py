@@ -65,7 +65,9 @@ def test_an_error_of_the_audit_is_exit_code_1(overtile, site, tmp_path):
     tifffile.imwrite(site / "patient-02/label.tif", labels // 255, photometric="minisblack")
     code, output = overtile("audit", site / "manifest.json", "--json", tmp_path / "findings.json")
     assert code == 1
-    assert re.search(r"error    unusable label  patient-02_000: .*label\.tif, page 0: raw label values 1 are not", output)
+    assert re.search(
+        r"error    unusable label  patient-02_000: .*label\.tif, page 0: raw label values 1 are not", output
+    )
     rules = {finding["rule"] for finding in json.loads((tmp_path / "findings.json").read_text())}
     assert rules == {"changed file", "unusable label"}
 

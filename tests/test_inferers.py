@@ -14,6 +14,7 @@ from monai.inferers import SimpleInferer, SlidingWindowInferer
 from monai.networks.nets import BasicUNet, DynUNet, FlexibleUNet
 from torch import nn
 
+from pipeline.flips import FlipInferer
 from pipeline.inferers import OverlapTileInferer, mirror, tile_inferer
 from pipeline.memory import LiveBytes, available_bytes, peak_bytes
 from pipeline.networks import UNet
@@ -443,16 +444,16 @@ def test_the_network_of_2015_at_its_own_width_and_tile():
     assert error(out, whole(net, image, 16, lost=92, least=188)) < 1e-5
 
 
-def test_tile_by_tile_every_pixel_comes_once_and_the_whole_is_the_answer():
+def test_tile_by_tile_every_pixel_comes_and_the_whole_is_the_answer():
     torch.manual_seed(0)
     network = torch.nn.Conv2d(1, 2, 3, padding=1).eval()
     images = torch.rand(2, 1, 50, 40)
     inferer = OverlapTileInferer(tile=16, batch_size=3)
-    whole, times = torch.zeros(2, 2, 50, 40), torch.zeros(2, 50, 40)
+    whole, tiles = torch.full((2, 2, 50, 40), torch.nan), 0
     for (image, *pixels), part in inferer.each(images, network):
         whole[image, :, *pixels] = part
-        times[image, *pixels] += 1
-    assert torch.equal(times, torch.ones(2, 50, 40))
+        tiles += 1
+    assert tiles == 2 * inferer.plan(images.shape, network).tiles
     assert torch.equal(whole, inferer(images, network))
 
 
@@ -460,6 +461,8 @@ def test_a_wrapper_that_changes_nothing_leaves_the_way_tile_by_tile_open():
     inner = OverlapTileInferer(tile=16)
     assert tile_inferer(LongestSideInferer(inner, size=None)) is inner
     assert tile_inferer(SpacingInferer(LongestSideInferer(inner, size=None), spacing_mm=None)) is inner
+    assert tile_inferer(FlipInferer(inner, flips=False)) is inner
+    assert tile_inferer(FlipInferer(inner, flips=True)) is None
     assert tile_inferer(LongestSideInferer(inner, size=32)) is None
     assert tile_inferer(SpacingInferer(inner, spacing_mm=[1, 1, 1])) is None
     assert tile_inferer(SimpleInferer()) is None

@@ -16,6 +16,7 @@ from pipeline import dicom
 from pipeline.dicom import find_series, read_series
 from pipeline.errors import InputError
 from pipeline.seg import picture_segmentation, read_segmentation, segmentation, write_probabilities
+from pipeline.synthetic_projection import write_projection
 from pipeline.terms import Code, Release, Segment
 from tests.test_dicom import (
     AXIAL,
@@ -42,23 +43,10 @@ def make(series, labels=None, **changes):
     return segmentation(make_block() if labels is None else labels, series, **about)
 
 
-def write_projection(path, pixels=None, **values):
-    """A digital X-ray of 6 rows and 4 columns with a frame of reference but no place in it."""
-    (path.parent / "slices").mkdir(parents=True)
-    first = write(np.zeros((4, 6, 2), int), path.parent / "slices")[0]
-    dataset = dcmread(first)
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "KVP"):
-        del dataset[keyword]
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.1"
-    dataset.Modality, dataset.ImageType = "DX", ["ORIGINAL", "PRIMARY", ""]
-    for keyword, value in values.items():
-        setattr(dataset, keyword, value)
-    if pixels is not None:
-        dataset.Rows, dataset.Columns = pixels.shape
-        dataset.PixelData = pixels.astype("<i2").tobytes()
-    dataset.save_as(path)
-    shutil.rmtree(path.parent / "slices")
-    return path
+def projection(path, pixels=None):
+    """A digital X-ray, by default of 6 rows and 4 columns, with a frame of reference but no place in it."""
+    picture = np.zeros((6, 4), np.uint16) if pixels is None else pixels
+    return write_projection(picture, path, patient_id="P", attributes={"FrameOfReferenceUID": "1.2.3"})
 
 
 # ---- a segmentation, there and back
@@ -295,7 +283,7 @@ def test_probabilities_have_an_identifier_that_follows_from_them(tmp_path):
 
 @pytest.mark.parametrize("kind", ["seg", "labelmap"])
 def test_a_segmentation_of_a_single_image_refers_to_it_and_claims_no_place(tmp_path, kind):
-    picture = dicom.read_image(write_projection(tmp_path / "dx.dcm"))
+    picture = dicom.read_image(projection(tmp_path / "dx.dcm"))
     labels = np.zeros((6, 4), np.uint8)
     labels[1, 2:4], labels[5, 0] = 1, 2
     seg = picture_segmentation(labels, picture, segments=[LUNG, TUMOUR], release=RELEASE, kind=kind)
@@ -332,7 +320,7 @@ def test_dciodvfy_has_no_complaint_but_of_its_own_age(tmp_path, kind, known):
 
 
 def test_dciodvfy_has_no_complaint_about_a_segmentation_of_a_single_image(tmp_path):
-    picture = dicom.read_image(write_projection(tmp_path / "dx.dcm"))
+    picture = dicom.read_image(projection(tmp_path / "dx.dcm"))
     labels = np.eye(6, 4, dtype=np.uint8)
     dicom.save(picture_segmentation(labels, picture, segments=[LUNG], release=RELEASE), tmp_path / "seg.dcm")
     assert complaints(tmp_path / "seg.dcm") == set()
