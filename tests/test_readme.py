@@ -74,7 +74,9 @@ def test_the_makefile_has_and_lists_the_target(target):
 
 
 def test_other_commands_of_the_readme_are_make_targets():
-    others = [line for block in BLOCKS for line in block.splitlines() if line not in TOUR + STOPPED + COMPARED + VOLUMES]
+    others = [
+        line for block in BLOCKS for line in block.splitlines() if line not in TOUR + STOPPED + COMPARED + VOLUMES
+    ]
     assert others == ["make demo", "make test"]
 
 
