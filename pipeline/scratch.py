@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
+
+from pipeline.errors import InputError
 
 LARGE = 256 * 2**20
 """Bytes from which an array lies in a file: the kernel may write its pages out instead of ending the process."""
@@ -21,9 +25,21 @@ def scratch(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
     Args:
         shape: of the array.
         dtype: of its elements.
+
+    Raises:
+        InputError: there is no room for the file. (Room is taken at once: a disk that fills up later ends the process.)
     """
     kind = np.dtype(dtype)
-    if int(np.prod(shape, dtype=np.int64)) * kind.itemsize < LARGE:
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    if size < LARGE:
         return np.zeros(tuple(shape), kind)
     with tempfile.TemporaryFile(prefix="overtile-") as file:
-        return np.memmap(file, dtype=kind, mode="w+", shape=tuple(shape))
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            folder = tempfile.gettempdir()
+            raise InputError(
+                f"a volume needs {size / 1e9:.1f} GB of temporary space, {folder} has "
+                f"{shutil.disk_usage(folder).free / 1e9:.1f} GB: set TMPDIR to a folder on a larger disk"
+            ) from None
+        return np.memmap(file, dtype=kind, mode="r+", shape=tuple(shape))

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pipeline import scratch
+from pipeline.errors import InputError
 
 
 def anonymous_bytes():
@@ -25,3 +27,11 @@ def test_a_large_array_is_no_memory_of_the_process_and_leaves_no_file(tmp_path, 
     assert list(tmp_path.iterdir()) == []
     assert array[299, -1] == 7
     assert anonymous_bytes() < before + 100 * 2**20
+
+
+def test_a_disk_that_is_too_small_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"needs 10000000\.0 GB of temporary space, .*: set TMPDIR to a folder on a larger"
+    ):
+        scratch.scratch((10**7, 10**9), np.uint8)
