@@ -37,8 +37,8 @@ demo: setup  ## synthetic patients through the whole line: index, audit, split, 
 	@echo "Review the runs: $(BIN)/mlflow server --workers 1 --backend-store-uri sqlite:///$(DEMO)/run/mlflow.db --port 5000"
 	@echo "then open        http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
 
-test: setup  ## the test suite, without the slow proofs
-	$(BIN)/python -m pytest
+test: setup  ## the test suite, without the slow proofs, on two processors
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: setup  ## the proofs that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from pydicom import dcmread
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import SegmentationStorage, generate_uid
 
 from pipeline import manifest as manifests
 from pipeline.dicom import read_series
@@ -35,6 +35,8 @@ def segmentation(home, path, labels=None, **attributes):
     dataset = dcmread(path)
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
+    if attributes:  # another object; equal labels alone make an equal identifier
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     dataset.save_as(path)
     return path
 
