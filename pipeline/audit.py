@@ -24,7 +24,7 @@ from pipeline.pictures import is_image, page_shapes
 from pipeline.progress import Progress, silent
 from pipeline.volumes import is_volume, read_geometry
 
-BROKEN = ("missing file", "unreadable file", "missing page")
+BROKEN = ("missing file", "unreadable file", "missing page", "different grids", "NaN or infinity")
 """Rules whose cases are not opened again."""
 
 SHOWN = 5
@@ -164,7 +164,7 @@ def _misplaced(case: Case, grids: Sequence[Grid]) -> Iterator[Finding]:
         elif (
             len(first.shape) == 3 and number not in (case.resampled or ()) and (wrong := different_grids(first, other))
         ):
-            yield Finding("error", "different grids", case.id, f"{case.id}: {wrong}")
+            yield Finding("error", "different grids", case.id, f"{case.id}: {wrong}; export both again")
 
 
 def _header(case_id: str, name: str, root: Path, series: str | None) -> list[Grid] | Finding:
@@ -203,6 +203,8 @@ def _contents(manifest: Manifest, root: Path, broken: set[str], progress: Progre
             for pair in twins:
                 alike[pair].append(case)
     findings += _equal_channels(manifest, alike, len(cases))
+    if broken or any(finding.rule in (*BROKEN, "unusable label") for finding in findings):
+        return findings  # which classes there are, only whole labels tell
     for index, name in manifest.labels.items():
         if cases and any(case.label for case in cases) and int(index) not in present:
             message = f"class {index} ({name}) is declared, no label has it"

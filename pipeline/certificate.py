@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pydicom.errors import InvalidDicomError
 
 from pipeline.atomic import atomic
 from pipeline.dicom import odd_values_pass
-from pipeline.errors import DataError
+from pipeline.errors import DataError, InputError
 from pipeline.read_back import GRID_TOLERANCE, label_map, read_dataset
 
 logger = logging.getLogger("pipeline.certificate")
@@ -67,8 +67,7 @@ def write_certified(
     """
     intended: dict[str, Any] = {"labels": labels, "affine": affine, "names": names}
     if _has_uid(path, str(segmentation.SOPInstanceUID)):
-        found = examine(path, path.name, **intended)
-        if found["verdict"] == AS_INTENDED:
+        if found := _unharmed(path, intended):
             _write(found, certificate_path(path))
             return False
         logger.warning("%s is there, but is not what its SOPInstanceUID stands for: it is written again", path)
@@ -79,6 +78,15 @@ def write_certified(
             raise DataError(f"{path}: not written, for what was read back is not what was to be written: {_why(found)}")
     _write(found, certificate_path(path))
     return True
+
+
+def _unharmed(path: Path, intended: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The certificate of a file that is there already; None where it cannot be read or holds something else."""
+    try:
+        found = examine(path, path.name, **intended)
+    except InputError:
+        return None
+    return found if found["verdict"] == AS_INTENDED else None
 
 
 def examine(

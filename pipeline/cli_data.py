@@ -44,7 +44,10 @@ def index(
     out: Annotated[Path, typer.Option(help="Manifest to write; an earlier one keeps its partitions.")],
     recipe: Annotated[Path | None, typer.Option(help="YAML file that says what the further options would.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the dataset.")] = None,
-    image: Annotated[str | None, typer.Option(help="Pattern of the images, say '{patient}/{case}.tif'.")] = None,
+    image: Annotated[
+        str | None,
+        typer.Option(help="Pattern of the images, as '{patient}/{case}.tif' or '{case}_{channel}.nii.gz'."),
+    ] = None,
     label: Annotated[str | None, typer.Option(help="Pattern of the labels, say '{patient}/{case}_mask.tif'.")] = None,
     classes: Annotated[
         list[str] | None,

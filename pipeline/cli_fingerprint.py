@@ -35,6 +35,7 @@ def fingerprint(
     from pipeline import bundle as bundles
     from pipeline import fingerprint as fingerprints
     from pipeline import fingerprint_picture, proposal
+    from pipeline.atomic import make_folder
     from pipeline.cautions import cautions
     from pipeline.fingerprint_tables import summary
 
@@ -42,14 +43,21 @@ def fingerprint(
         raise InputError(f"--memory-gb must be more than 0, got {memory_gb:g}")
     if width is not None and width < 1:
         raise InputError(f"--width must be at least 1, got {width}")
+    folder = output or default_output(manifest)
+    make_folder(folder)
     home = bundles.find(bundle) if bundle else None
     deployed = bundles.settings(home, "predicting") if home else None
     found = fingerprints.fingerprint(manifest, dataset_dir, progress=_progress)
     plan = proposal.propose(found, memory_gb, settings=deployed, width=width)
     trained = {k: (deployed or {}).get(k, v) for k, v in bundles.settings(home, "training").items()} if home else None
-    line, missing = proposal.words(plan, str(manifest), bundle=bundle or "BUNDLE", settings=trained)
+    line, missing = proposal.words(
+        plan,
+        str(manifest),
+        dataset_dir=str(dataset_dir) if dataset_dir else None,
+        bundle=bundle or "BUNDLE",
+        settings=trained,
+    )
     sentences = cautions(found, plan)
-    folder = output or default_output(manifest)
     more = {"proposal": asdict(plan) | {"command": line}, "cautions": sentences}
     fingerprints.write(found, folder / FILES[0], more)
     fingerprint_picture.save(found, folder / FILES[1])

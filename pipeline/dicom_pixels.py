@@ -1,5 +1,6 @@
 """Pixels of DICOM files that hold one grey frame each: decoded, and brought to the values that they stand for."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,9 @@ INT16 = np.iinfo(np.int16)
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 """Where pixels are stored: whole numbers in the first, others in the rest."""
+
+
+logging.getLogger("pydicom.pixels").setLevel(logging.CRITICAL)  # its tracebacks are told here, as sentences
 
 
 def read_stack(headers: Sequence[FileDataset]) -> NDArray[np.int16 | np.float32]:

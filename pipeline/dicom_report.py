@@ -19,7 +19,10 @@ EXAMPLES = 3
 LINES = 5
 """Refusals told in full on the terminal for one rule; all of them stand in the report."""
 
-PLURALS = {NOT_DICOM: "that are not DICOM", COPY: "that are copies of others"}
+PLURALS = {
+    NOT_DICOM: ("that is not DICOM", "that are not DICOM"),
+    COPY: ("that is a copy of another", "that are copies of others"),
+}
 """How a sentence calls files that were passed over; of the others it says the kind."""
 
 
@@ -79,5 +82,5 @@ def in_words(tree: Tree, key: bytes | None) -> Iterator[str]:
 def _passed(kind: str, count: int) -> str:
     files = "1 file" if count == 1 else f"{count} files"
     if kind in PLURALS:
-        return f"{files} {PLURALS[kind]}"
+        return f"{files} {PLURALS[kind][count > 1]}"
     return f"{count} {kind}"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from monai.utils import CommonKeys
 
 from pipeline import dicom, studies
+from pipeline.certificate import certificate_path
 from pipeline.errors import InputError
 from pipeline.labels import JPEG_SUFFIXES
 from pipeline.pictures import IMAGE_SUFFIXES, is_image
@@ -103,7 +104,7 @@ def find_jobs(
     if not jobs and not refused:
         kinds = ", ".join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))
         raise InputError(f"{source}: nothing to predict; it holds no {kinds} file that matches and no DICOM image")
-    _check(jobs)
+    _check(jobs, source)
     told = {refusal: f"{refusal.message} ({refusal.rule})" for refusal in refused}
     aside = tuple(said for refusal, said in told.items() if refusal.rule in PLANNING)
     return Found(tuple(jobs), tuple(said for said in told.values() if said not in aside), aside)
@@ -194,12 +195,19 @@ def _tail(digits: str, others: Sequence[str]) -> str:
     return digits
 
 
-def _check(jobs: Sequence[Job]) -> None:
+def _check(jobs: Sequence[Job], source: Path) -> None:
     inputs = {job.source.resolve() for job in jobs}
+    whole = source.resolve()
     taken: dict[Path, Path] = {}
     for job in jobs:
         if job.target.resolve() in inputs:
             raise InputError(f"{job.target}: a label map would overwrite this image; choose another output folder")
+        among_input = whole in job.target.resolve().parents and job.kind in ("series", "projection")
+        if among_input and job.target.exists() and not certificate_path(job.target).exists():
+            raise InputError(
+                f"{job.target}: is among the input and no earlier answer, and would be overwritten; choose another "
+                "output folder"
+            )
         other = taken.setdefault(job.target.with_name(stem(job.target)), job.source)
         if other != job.source:
             raise InputError(f"{other} and {job.source}: their label maps would have one name; rename one of them")

@@ -148,13 +148,14 @@ def _volume(stored: np.ndarray, stored_affine: NDArray[np.floating], path: Path)
 
 def _as_channel(part: MetaTensor, first: MetaTensor, path: Path, *, resample: bool) -> np.ndarray:
     """A channel on the grid of the first one, resampled linearly only if that is declared."""
-    one, other = _grid("channel 0", first), _grid(str(path), part)
+    one, other = _grid(f"channel 0 ({first.meta['filename_or_obj']})", first), _grid(str(path), part)
     wrong = orientation.different_grids(one, other)
     array: np.ndarray = part.numpy()
     if wrong is None:
         return array
     if not resample:
-        raise GridError(f"{wrong}: let the recipe say `resample: true` for this channel, or leave the case out")
+        remedy = "let the recipe say `resample: true` for this channel" if path.is_dir() else "resample the file to it"
+        raise GridError(f"{wrong}: {remedy}, or leave the case out")
     to_other = np.linalg.inv(other.affine) @ one.affine
     inside = {"output_shape": one.shape, "order": 1, "mode": "constant", "cval": float(array.min())}
     return np.stack([affine_transform(channel, to_other, **inside) for channel in array])

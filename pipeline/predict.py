@@ -133,6 +133,8 @@ class Predictor:
             return self._predict_pages(job)
         image = self._preprocessed(job)
         if job.kind == "projection":
+            if self.probabilities:
+                raise InputError(f"{job.source}: of a single DICOM image no probabilities are written; save it as TIFF")
             return self.dicom.write_projection(job, self._answer(self._checked(image, 2, job)[None])[0][0])
         labels, probabilities = self._volume(image, job)
         if job.kind == "series":

@@ -165,7 +165,12 @@ def sizes_seen(found: Fingerprint, spacing_mm: Sequence[float] | None, longest: 
 
 
 def words(
-    proposal: Proposal, manifest: str, *, bundle: str = "BUNDLE", settings: Mapping[str, Any] | None = None
+    proposal: Proposal,
+    manifest: str,
+    *,
+    dataset_dir: str | None = None,
+    bundle: str = "BUNDLE",
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[str, list[str]]:
     """The command that trains as proposed, and the keys that the bundle does not have and that are left out.
 
@@ -174,10 +179,12 @@ def words(
     Args:
         proposal: what to train with.
         manifest: path of the manifest.
+        dataset_dir: folder of the manifest's paths, where it is not the manifest's own.
         bundle: name of the bundle.
         settings: keys of its training; None where no bundle is named.
     """
     said = ["overtile", "run", bundle, "training", "--manifest", manifest]
+    said += ["--dataset_dir", dataset_dir] if dataset_dir else []
     missing = []
     for key, value in proposal.overrides().items():
         if settings is not None and key not in settings:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import parse
 
+from pipeline.certificate import certificate_path
 from pipeline.channel_rules import Rule, fits
 from pipeline.errors import InputError
 from pipeline.headers import Header, Refusal, below, called
@@ -20,6 +21,7 @@ from pipeline.volumes import is_volume
 FIELDS = ("patient", "study", "series")
 """What the pattern of masks may name: PatientID, StudyInstanceUID and SeriesInstanceUID."""
 
+ANSWER = "answer of a model, as the certificate beside it says"
 SPARE = "segmentation of no case"
 """What a DICOM SEG is that is passed over, since it was drawn on no usable series or the rule does not fit it."""
 
@@ -30,8 +32,9 @@ FRACTIONAL = "FRACTIONAL"
 def with_segmentations(tree: Tree, root: Path, rule: Rule | None = None) -> Tree:
     """Give every case the DICOM SEG that was drawn on its first channel.
 
-    A SEG names the series (ReferencedSeriesSequence), else the instances that it was drawn on. A case that two SEGs
-    are of is refused, unless the rule fits one of them alone, and so is one whose SEG is no label map.
+    What a model answered (`pipeline.certificate` lies beside it) is no reference. A SEG names the series
+    (ReferencedSeriesSequence), else the instances that it was drawn on. A case that two SEGs are of is refused, unless
+    the rule fits one of them alone, and so is one whose SEG is no label map.
 
     Args:
         tree: from `studies.find`.
@@ -40,8 +43,9 @@ def with_segmentations(tree: Tree, root: Path, rule: Rule | None = None) -> Tree
     """
     by_series: dict[str, list[Header]] = defaultdict(list)
     by_instance: dict[str, list[Header]] = defaultdict(list)
+    answers = {seg.filename for seg in tree.segmentations if certificate_path(Path(seg.filename)).exists()}
     for seg in tree.segmentations:
-        if rule is None or fits(rule, [seg]):
+        if seg.filename not in answers and (rule is None or fits(rule, [seg])):
             for uid in seg.get("ReferencedSeries", ()):
                 by_series[uid].append(seg)
             for uid in seg.get("ReferencedInstances", ()):
@@ -59,8 +63,9 @@ def with_segmentations(tree: Tree, root: Path, rule: Rule | None = None) -> Tree
             refused.append(found)
         else:
             cases.append(found)
-    spare = [below(seg.filename, root) for seg in tree.segmentations if seg.filename not in used]
-    passed = tree.passed | ({SPARE: spare} if spare else {})
+    spare = [below(seg.filename, root) for seg in tree.segmentations if seg.filename not in used | answers]
+    made = sorted(below(name, root) for name in answers)
+    passed = tree.passed | ({SPARE: spare} if spare else {}) | ({ANSWER: made} if made else {})
     return replace(tree, cases=cases, refused=refused, passed=passed)
 
 

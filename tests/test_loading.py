@@ -140,7 +140,9 @@ def test_a_channel_on_another_grid_is_resampled_only_where_that_is_declared(tmp_
     ramp = np.add.outer(np.add.outer(np.arange(4.0), 10 * np.arange(5.0)), 100 * np.arange(6.0)).astype(np.float32)
     moved = affine @ nib.affines.from_matvec(np.eye(3), [0, 0, -0.5])  # half a voxel down: voxel z is at z - 0.5
     paths = [str(save(ramp, place, tmp_path / f"{n}.nii")) for n, place in enumerate((affine, moved))]
-    with pytest.raises(DataError, match=r"channel 0 and .*1\.nii lie on different grids .* say `resample: true`"):
+    with pytest.raises(
+        DataError, match=r"channel 0 .* and .*1\.nii lie on different grids .*: resample the file to it"
+    ):
         LoadCased("image")({"image": paths})
     loaded = LoadCased("image")({"image": paths, "resampled": [1]})["image"]
     np.testing.assert_allclose(loaded[1, :, :, :5], loaded[0, :, :, :5] + 50, atol=1e-3)
