@@ -1,4 +1,4 @@
-"""Our Dice beside nnU-Net's: `python tests/benchmarks/nnunet_evaluation.py FOLDER`.
+"""Our Dice beside nnU-Net's: `python tests/benchmarks/nnunet_evaluation.py [FOLDER]`.
 
 nnU-Net asks for timm, and thereby for torchvision, which must fit torch to the build; its evaluation needs neither. So
 its packages go into a folder without what they depend on, and the test that compares finds them there.
@@ -26,6 +26,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    sys.exit(main(Path(sys.argv[1]).absolute()))
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "build/nnunet").absolute()))
