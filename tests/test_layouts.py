@@ -152,11 +152,14 @@ def test_the_audit_names_both_affines_of_a_label_that_lies_elsewhere(tmp_path):
     for name in "abc":
         save(head(ord(name)), tmp_path / f"i/{name}.nii")
         save((head(1) > 0).astype(np.uint8), tmp_path / f"l/{name}.nii", moved if name == "b" else None)
+    save(np.full((24, 28, 20), np.nan, np.float32), tmp_path / "i/c.nii")
     found = split_by_patient(indexed(tmp_path), (0.4, 0.3, 0.3), 1, by="image")
-    for thorough in (False, True):
+    for thorough, bad in (
+        (False, {("different grids", "b")}),
+        (True, {("different grids", "b"), ("NaN or infinity", "c")}),
+    ):
         errors = [f for f in audit(found, tmp_path, thorough=thorough) if f.severity == "error"]
-        assert {(f.rule, f.case) for f in errors} == {("different grids", "b")}
-        assert (
-            "corners 5 voxels apart; affines [1 0 0 0; 0 1 0 0; 0 0 1 0] and [1 0 0 0; 0 1 0 0; 0 0 1 5]"
-            in errors[0].message
-        )
+        assert {(f.rule, f.case) for f in errors} == bad
+        assert len(errors) == len(bad)
+        affines = "corners 5 voxels apart; affines [1 0 0 0; 0 1 0 0; 0 0 1 0] and [1 0 0 0; 0 1 0 0; 0 0 1 5]"
+        assert any(affines in error.message for error in errors)
