@@ -20,6 +20,7 @@ from pipeline.terminal import say as _print
 
 if TYPE_CHECKING:
     from pipeline.manifest import Finding, Manifest
+    from pipeline.recipe import Recipe
 
 Folder = Annotated[Path | None, typer.Option(help="Folder of the manifest's paths; default: the manifest's own.")]
 
@@ -68,13 +69,10 @@ def index(
     ] = None,
 ) -> None:
     """Read a folder into a manifest: patients, cases, digests."""
-    from pipeline import index as indexing
-    from pipeline import manifest as manifests
     from pipeline.layouts import described
     from pipeline.patients import read_key
     from pipeline.recipe import read_recipe
     from pipeline.recipe import recipe as checked
-    from pipeline.unmatched import as_sentence, unmatched
 
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
@@ -101,9 +99,15 @@ def index(
             "--key is for names that are not public, these are said to be: leave it out or say --no-public"
         )
     secret = None if plan.public else read_key(key or out.parent / "overtile.key")
-    if by_header:
-        cli_dicom.index(root, plan, out, secret)
-        return
+    (cli_dicom.index if by_header else _index_files)(root, plan, out, secret)
+
+
+def _index_files(root: Path, plan: Recipe, out: Path, secret: bytes | None) -> None:
+    """Pictures and volumes, as the patterns of a recipe find them."""
+    from pipeline import index as indexing
+    from pipeline import manifest as manifests
+    from pipeline.unmatched import as_sentence, unmatched
+
     manifest = indexing.index(root, plan, key=secret, previous=out, progress=_progress)
     manifests.write(manifest, out)
     if left_out := unmatched(root, plan, manifest):

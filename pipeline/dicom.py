@@ -5,7 +5,6 @@ slice to slice along the normal of the image plane. An affine maps such an index
 nibabel and MONAI have it; DICOM itself counts in LPS.
 """
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +22,11 @@ from pipeline.dicom_files import (
     COMPANIONS,
     REFUSALS,
     find_series,
-    is_dicom,
     odd_values_pass,
     read_header,
-    series_of,
     without_copies,
 )
 from pipeline.dicom_pixels import presented, read_stack, read_values
-from pipeline.errors import InputError
 from pipeline.regular import ORIENTATION_TOLERANCE, SPACING_TOLERANCE, Refused, in_order
 
 Grid = TypeVar("Grid", hd.Volume, hd.VolumeGeometry)
@@ -86,23 +82,6 @@ class Series:
         """Distances between the centres of neighbouring voxels along X, Y and Z."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
-
-
-def series_folders(folder: Path) -> list[Path]:
-    """The folders under a folder that each hold one series: the innermost that holds all files of it.
-
-    Files that are no slices (a DICOMDIR, a segmentation, a report, a text) do not count; a damaged one does, so that
-    its folder is read and refused by name.
-    """
-    series: dict[str, list[Path]] = {}
-    for path in sorted(path for path in folder.rglob("*") if is_dicom(path)):
-        try:
-            uid = series_of(path)
-        except InputError:
-            uid = str(path.parent)
-        if uid is not None:
-            series.setdefault(uid, []).append(path.parent)
-    return sorted({Path(os.path.commonpath(homes)) for homes in series.values()})
 
 
 @dataclass(frozen=True, eq=False)

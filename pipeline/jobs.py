@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from monai.utils import CommonKeys
 
-from pipeline import dicom, studies
+from pipeline import studies
 from pipeline.certificate import certificate_path
+from pipeline.dicom_files import is_dicom
 from pipeline.errors import InputError
 from pipeline.labels import JPEG_SUFFIXES
 from pipeline.pictures import IMAGE_SUFFIXES, is_image
@@ -127,7 +128,7 @@ def _file_job(path: Path, name: Path, output_dir: Path, output_format: str) -> J
         suffix = path.name[len(volume_stem(path)) :]
         target = name.with_name(volume_stem(path) + ONE_FILE.get(suffix.lower(), suffix))
         return Job(path, output_dir / target, "volume", item)
-    if not is_image(path) and dicom.is_dicom(path):
+    if not is_image(path) and is_dicom(path):
         return Job(path, output_dir / _renamed(name, OUTPUT_FORMATS[output_format]), "projection", item)
     # A JPEG would change the values of a label map.
     target = name.with_suffix(".png") if name.suffix.lower() in JPEG_SUFFIXES else name

@@ -22,6 +22,7 @@ from scipy.ndimage import affine_transform
 from scipy.ndimage import label as connected_components
 
 from pipeline import dicom, orientation, seg
+from pipeline.dicom_files import is_dicom
 from pipeline.errors import DataError, InputError
 from pipeline.labels import to_class_indices
 from pipeline.pictures import is_image, read_page
@@ -128,7 +129,7 @@ def _one_image(path: Path, series: str | None, page: int | None) -> MetaTensor:
         return _volume(volume.volume, volume.affine, path)
     if is_volume(path):
         return _volume(*read_volume(path), path)
-    if not is_image(path) and dicom.is_dicom(path):
+    if not is_image(path) and is_dicom(path):
         return _meta_tensor(dicom.read_image(path).pixels[None], path, np.eye(4))
     pixels = read_page(path, page)
     if not np.issubdtype(pixels.dtype, np.number):

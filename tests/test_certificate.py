@@ -132,12 +132,15 @@ def test_a_second_identical_run_leaves_the_file_as_it_is(series, tmp_path):
 def test_a_file_that_was_changed_behind_its_identifier_is_written_again(series, tmp_path, caplog):
     path = tmp_path / "seg.dcm"
     deliver(series, path)
-    raw = bytearray(path.read_bytes())
-    raw[-2] ^= 255
-    path.write_bytes(raw)
-    assert deliver(series, path)
-    assert "not what its SOPInstanceUID stands for" in caplog.text
-    assert not deliver(series, path)
+    whole = path.read_bytes()
+    for spoilt in (whole[:-2] + bytes([whole[-2] ^ 255]) + whole[-1:], whole[:-600]):  # a voxel; half of the file
+        path.write_bytes(spoilt)
+        caplog.clear()
+        assert deliver(series, path)
+        assert "not what its SOPInstanceUID stands for" in caplog.text
+        assert not deliver(series, path)
+    with pytest.raises(InputError, match=r"seg\.dcm: cannot be made .*; choose another folder"):
+        deliver(series, path / "below.dcm")
 
 
 @KINDS

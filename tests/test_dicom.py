@@ -12,7 +12,8 @@ import pytest
 from pydicom import dcmread
 
 from pipeline import dicom_files, dicom_pixels
-from pipeline.dicom import find_series, is_dicom, read_image, read_series
+from pipeline.dicom import read_image, read_series
+from pipeline.dicom_files import find_series, is_dicom
 from pipeline.errors import InputError
 from pipeline.regular import Refused
 from pipeline.seg import read_segmentation, write_segmentation

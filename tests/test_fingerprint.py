@@ -196,9 +196,10 @@ def test_what_is_ct(tmp_path, name, ct):
 
 def test_the_command_can_be_pasted(tmp_path):
     plan = propose(made(tmp_path, {}), 8, width=4)
-    line, missing = words(plan, "my data/m.json")
+    line, missing = words(plan, "my data/m.json", dataset_dir="my data/v")
     assert parse_overrides(shlex.split(line)[4:]) == {
         "manifest": "my data/m.json",
+        "dataset_dir": "my data/v",
         "patch": [16, 16, 16],
         "depth": 3,
         "width": 4,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from pipeline.dicom import is_dicom, read_series
+from pipeline.dicom import read_series
+from pipeline.dicom_files import is_dicom
 from pipeline.quirks import QUIRKS, slices
 from pipeline.synthetic_series import write_series
 

@@ -13,7 +13,8 @@ from pydicom import dcmread
 from pydicom.sr.codedict import codes
 
 from pipeline import dicom
-from pipeline.dicom import find_series, read_series
+from pipeline.dicom import read_series
+from pipeline.dicom_files import find_series
 from pipeline.errors import InputError
 from pipeline.seg import picture_segmentation, read_segmentation, segmentation, write_probabilities
 from pipeline.synthetic_projection import write_projection
