@@ -16,7 +16,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from pipeline.atomic import atomic
-from pipeline.configuration import differences, flattened, running_config
+from pipeline.configuration import differences, flattened, pathless, running_config
 from pipeline.errors import InputError
 from pipeline.manifest import read
 from pipeline.provenance import training_record
@@ -107,7 +107,7 @@ class TrainingState:
         self.evaluator: Any = evaluator
         self.training = training_record(read(manifest))
         config = running_config() if config is None else dict(config)
-        self.config = flattened(config)
+        self.config = flattened(pathless(config))
         self.settings = settings_of_weights(config)
         self.run_id = ""
         self.saved: dict[str, Any] = {}
@@ -182,7 +182,7 @@ class TrainingState:
                 f"{self.path}: the manifest has changed since this training began; a resumed training sees the same "
                 "cases: give that manifest, or start a new training in another folder"
             )
-        changed = differences(saved["config"], self.config, but=MAY_CHANGE)
+        changed = differences(pathless(saved["config"]), self.config, but=MAY_CHANGE)
         if changed:
             raise InputError(
                 f"{self.path}: is from a training with other settings ({'; '.join(changed[:3])}); give the same ones "
@@ -207,7 +207,7 @@ class TrainingState:
         except InputError:
             return  # broken, so nothing is lost by setting it aside
         same = self._is_of_this_manifest(saved) and not differences(
-            saved.get("config", {}), self.config, but=MAY_CHANGE
+            pathless(saved.get("config", {})), self.config, but=MAY_CHANGE
         )
         if same and saved["epoch"] > 0 and not saved["finished"]:
             raise InputError(

@@ -11,6 +11,7 @@ from pipeline import bundle as bundles
 from pipeline import evaluate, paired, paired_picture
 from pipeline.atomic import atomic
 from pipeline.children import Run, Say, read_plan, run_trials, write_plan
+from pipeline.configuration import pathless
 from pipeline.errors import InputError
 from pipeline.manifest import FOLD_MARK, Manifest, read
 from pipeline.metrics import bootstrap_interval
@@ -158,7 +159,7 @@ def _variants(plan: Plan) -> dict[str, Any]:
 
 
 def _shown(variant: Variant) -> dict[str, Any]:
-    return {"overlays": list(variant.overlays), "overrides": dict(variant.overrides)}
+    return {"overlays": list(variant.overlays), "overrides": pathless(variant.overrides)}
 
 
 def _folds(plan: Plan) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.configuration import flattened
+from pipeline.configuration import FOLDER, flattened, folder_digest, pathless
 from pipeline.errors import InputError
 from pipeline.failures import without_paths
 from pipeline.heartbeat import ELSEWHERE_SECONDS, FAILURE, PROCESS, Heart, first_beat, may_be_resumed, reconcile
@@ -44,7 +44,7 @@ class ParentRun:
         self.store = store
         self.experiment = experiment
         self.kind = kind
-        self.params = params
+        self.params = pathless(params)
         self.run_id = run_id
         self.created = created
 
@@ -95,10 +95,11 @@ class ParentRun:
         Args:
             titles: absolute `output_dir` of a run -> its name.
         """
+        known = {folder_digest(self.run_id, folder): title for folder, title in titles.items()}
         try:
             experiment = self.client.get_run(self.run_id).info.experiment_id
             for run in self.client.search_runs([experiment], f"tags.`{PARENT}` = '{self.run_id}'"):
-                title = titles.get(run.data.params.get("output_dir", ""))
+                title = known.get(run.data.tags.get(FOLDER, ""))
                 if title and run.info.run_name != title:
                     self.client.update_run(run.info.run_id, name=title)
         except Exception as error:  # whatever a store can throw: no training ends for want of a name

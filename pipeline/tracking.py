@@ -25,7 +25,7 @@ from monai.utils import CommonKeys
 from pipeline import overlay, planes
 from pipeline.batches import cases_of, classes, volume_spacing_mm
 from pipeline.checkpoint import TrainingState
-from pipeline.configuration import flattened, running_config
+from pipeline.configuration import FOLDER, flattened, folder_digest, pathless, running_config
 from pipeline.errors import DataError, InputError, user_error
 from pipeline.failures import without_paths
 from pipeline.heartbeat import ELSEWHERE_SECONDS, FAILURE, PROCESS, Heart, first_beat, may_be_resumed, reconcile
@@ -96,8 +96,8 @@ class TrackingHandler:
         self.optimizer = optimizer
         self.state = state
         self.artifacts = [Path(path) for path in artifacts]
-        self.config = dict(config) if config is not None else running_config()
-        self.parent = {PARENT: str(parent)} if parent else {}
+        self.config = pathless(running_config() if config is None else config)
+        self.parent = {PARENT: str(parent), FOLDER: folder_digest(str(parent), output_dir)} if parent else {}
         self.overlay_channel = overlay_channel
         self.run_id = ""
         self.heart: Heart | None = None

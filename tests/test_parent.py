@@ -4,6 +4,7 @@ import sqlite3
 import pytest
 from mlflow import MlflowClient
 
+from pipeline.configuration import FOLDER, folder_digest
 from pipeline.errors import DataError, InputError
 from pipeline.parent import ParentRun
 from pipeline.tracking import PARENT, sqlite_store
@@ -68,8 +69,8 @@ def test_children_are_named_by_their_folder(folder):
     with parent(folder) as run:
         client = MlflowClient(run.store)
         experiment = client.get_experiment_by_name("test").experiment_id
-        child = client.create_run(experiment, run_name="training 2026", tags={PARENT: run.run_id}).info.run_id
-        client.log_param(child, "output_dir", "/out/a/seed-0")
+        tags = {PARENT: run.run_id, FOLDER: folder_digest(run.run_id, "/out/a/seed-0")}
+        child = client.create_run(experiment, run_name="training 2026", tags=tags).info.run_id
         run.name_children({"/out/a/seed-0": "a, seed 0: training", "/out/b/seed-0": "b, seed 0: training"})
     assert client.get_run(child).info.run_name == "a, seed 0: training"
     assert client.get_run(run.run_id).info.run_name.startswith("comparison 20")
