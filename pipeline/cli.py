@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_compare, cli_data, cli_fingerprint, cli_phantom
+from pipeline import cli_compare, cli_data, cli_fingerprint, cli_phantom, cli_report
 from pipeline.cli_data import Folder
 from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
 from pipeline.terminal import console
@@ -211,6 +211,7 @@ def predict(
 
 app.command(context_settings=MORE)(cli_compare.compare)
 app.command(context_settings=MORE)(cli_compare.crossvalidate)
+app.command()(cli_report.report)
 
 
 def _run(folder: Path, workflow: str, overrides: dict[str, Any], overlays: Sequence[str]) -> None:
