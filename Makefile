@@ -34,8 +34,7 @@ demo: setup  ## synthetic patients through the whole line: index, audit, split, 
 	$(BIN)/overtile evaluate --bundle $(BUNDLE) --manifest $(DEMO)/data/manifest.json \
 	    --checkpoint $(DEMO)/run/model.pt --output $(DEMO)/run
 	@echo "Label maps of every patient: $(DEMO)/labels"
-	@echo "Review the runs: $(BIN)/mlflow server --workers 1 --backend-store-uri sqlite:///$(DEMO)/run/mlflow.db --port 5000"
-	@echo "then open        http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+	@echo "Look at the runs in a browser: $(BIN)/overtile review $(DEMO)/run"
 
 test: setup  ## the test suite, without the slow proofs, on two processors
 	$(BIN)/python -m pytest -n 2 --dist loadfile

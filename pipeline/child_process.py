@@ -1,4 +1,4 @@
-"""A command of ours in a process of its own, that never outlives the one that waits for it."""
+"""A program in a process of its own, that never outlives the one that waits for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 ENDS_WITH_PARENT = """
 import ctypes, os, signal, sys
@@ -18,10 +19,7 @@ if os.getppid() == int(parent):
 
 
 def start_child(words: Sequence[str]) -> int:
-    """Run `overtile WORDS` and wait for its end; Ctrl-C and SIGTERM stop it first, a second one at once.
-
-    It writes where this process writes. It has a process group of its own, so that Ctrl-C on a terminal reaches it
-    once, from here, and not twice. On Linux it is also stopped when this process is killed outright.
+    """Run `overtile WORDS` and wait for its end, which a stop of this process brings about first.
 
     Args:
         words: of the command.
@@ -32,17 +30,39 @@ def start_child(words: Sequence[str]) -> int:
     Raises:
         KeyboardInterrupt: this process was stopped; the child has ended.
     """
-    process = subprocess.Popen(_line([sys.executable, "-m", "pipeline", *words]), process_group=0)
+    return wait_for(start([sys.executable, "-m", "pipeline", *words]))
+
+
+def start(line: list[str], **options: Any) -> subprocess.Popen[Any]:
+    """Start a program, which writes where this process writes unless `options` of `Popen` say otherwise.
+
+    It has a process group of its own, so that Ctrl-C on a terminal reaches it once, from here, and not twice. On Linux
+    it is also stopped when this process is killed outright.
+    """
+    return subprocess.Popen(_line(line), process_group=0, **options)
+
+
+def wait_for(process: subprocess.Popen[Any]) -> int:
+    """Wait for a program's end and give its exit code; Ctrl-C and SIGTERM stop it first, a second one at once.
+
+    Raises:
+        KeyboardInterrupt: this process was stopped; the program has ended.
+    """
     try:
         return process.wait()
     except KeyboardInterrupt:
-        process.terminate()
-        try:
-            process.wait()
-        finally:
-            process.kill()
-            process.wait()
+        stop(process)
         raise
+
+
+def stop(process: subprocess.Popen[Any]) -> None:
+    """End a program: it is asked to, and waited for; whatever interrupts the wait kills it."""
+    process.terminate()
+    try:
+        process.wait()
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _line(line: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_compare, cli_data, cli_fingerprint, cli_phantom, cli_report
+from pipeline import cli_compare, cli_data, cli_fingerprint, cli_phantom, cli_report, cli_review
 from pipeline.cli_data import Folder
 from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
 from pipeline.terminal import console
@@ -209,6 +209,7 @@ def predict(
     _print(f"Label maps: {output}")
 
 
+app.command()(cli_review.review)
 app.command(context_settings=MORE)(cli_compare.compare)
 app.command(context_settings=MORE)(cli_compare.crossvalidate)
 app.command()(cli_report.report)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 README = (DOCKER / "README.md").read_text()
+COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
 SMOKE_TEST = (DOCKER / "smoke_test.sh").read_text()
 
 
@@ -60,14 +61,37 @@ def test_specification_refuses_a_misspelt_key(tmp_path):
     assert "readonly" in done.stdout
 
 
-def test_compose_service_is_confined():
-    service = yaml.safe_load((DOCKER / "compose.yaml").read_text())["services"]["overtile"]
-    assert service["network_mode"] == "none"
+@pytest.mark.parametrize("name", ["overtile", "review"])
+def test_compose_services_are_confined(name):
+    service = COMPOSE["services"][name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["pids_limit"] <= 512
+    assert service["mem_limit"]
     assert f"USER {service['user']}" in DOCKERFILE
-    assert [volume.split("}:")[1] for volume in service["volumes"]] == ["/data:ro", "/out"]
+
+
+def test_compose_gives_a_training_no_network_and_a_page_no_data():
+    training, page = COMPOSE["services"]["overtile"], COMPOSE["services"]["review"]
+    assert training["network_mode"] == "none"
+    assert [volume.split("}:")[1] for volume in training["volumes"]] == ["/data:ro", "/out"]
+    assert [volume.split("}:")[1] for volume in page["volumes"]] == ["/out"]
+    assert page["ports"] == ["127.0.0.1:${REVIEW_PORT:-5000}:5000"]
+    (network,) = page["networks"]
+    masquerade = "com.docker.network.bridge.enable_ip_masquerade"
+    assert COMPOSE["networks"][network]["driver_opts"] == {masquerade: "false"}
+
+
+def test_compose_reviews_by_a_command_that_is_there():
+    assert COMPOSE["services"]["review"]["command"][0] in subcommands()
+
+
+def test_the_pages_health_check_is_a_program_that_can_fail():
+    how, python, c, program = COMPOSE["services"]["review"]["healthcheck"]["test"]
+    assert (how, python, c) == ("CMD", "python", "-c")
+    elsewhere = program.replace(", 5000,", ", 9,")  # nothing answers on the port of `discard`
+    assert run_tool("python", c, elsewhere).returncode == 1
 
 
 def test_copied_paths_exist_and_reach_the_build():

@@ -22,7 +22,7 @@ FLOORS = [
         "channel_rules",
         "terms",
     ],
-    ["atomic", "config_check", "labels", "encoders", "batches", "dicom_files", "dicom_values"],
+    ["review", "atomic", "config_check", "labels", "encoders", "batches", "dicom_files", "dicom_values"],
     ["paired_picture", "pictures", "volumes", "dicom_pixels", "header_file"],
     [
         "networks",
@@ -84,7 +84,7 @@ FLOORS = [
     ["paired", "trials"],
     ["children"],
     ["compare", "cli_dicom"],
-    ["cli_compare", "cli_data", "cli_fingerprint", "cli_phantom", "cli_report"],
+    ["cli_compare", "cli_data", "cli_fingerprint", "cli_phantom", "cli_report", "cli_review"],
     ["preview"],
     ["augmented"],
     ["cli"],
