@@ -146,7 +146,7 @@ def components(
     with contextlib.chdir(bundle):
         parser.resolve_macro_and_relative_ids()
         for place, value in list(walk(_config(parser))):
-            if place.endswith("#_target_") and str(value).rpartition(".")[2] == "CacheDataset":
+            if place.endswith("#_target_") and str(value).endswith("CacheDataset"):
                 parser[place.replace("_target_", "cache_num")] = 0
         return [parser.get_parsed_content(key) for key in keys]
 

@@ -1,10 +1,12 @@
-"""Pixel-weighted cross-entropy, and targets cut to the output of a valid network; all other losses are MONAI's."""
+"""Pixel-weighted cross-entropy, targets cut to the output of a valid network, a loss's parts; the rest is MONAI's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
+from ignite.engine import Engine, Events
+from monai.losses import DiceCELoss
 from torch import nn
 from torch.nn import functional
 
@@ -88,6 +90,44 @@ class PixelWeightedCrossEntropy(nn.Module):
         target = cut_to(target, logits.shape[2:])
         loss = _cross_entropy(logits, _class_indices(target[:, 0], max(2, logits.shape[1])))  # (B, ...)
         return (loss * target[:, 1].to(loss) if target.shape[1] == 2 else loss).mean()
+
+
+class LossParts:
+    """A handler of the training engine: what Dice and cross-entropy contribute to the loss, apart.
+
+    `loss_dice` and `loss_ce` among the engine's metrics are means over an epoch's batches, as `loss` is, with the
+    weights `lambda_dice` and `lambda_ce` in them: they add up to `loss`. A cross-entropy alone (ours) is its own only
+    part; of other losses no part is known. The parts are caught where MONAI's DiceCELoss computes them, so nothing
+    is computed twice and the loss is what it was. Stands before the handler that writes the metrics.
+
+    Args:
+        loss: a DiceCELoss or a PixelWeightedCrossEntropy, or a module that has one in it.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        self.loss = loss
+        self._parts: dict[str, list[torch.Tensor]] = {}  # scalars, on the device until the epoch's end
+
+    def attach(self, engine: Engine) -> None:
+        """Follow an engine's epochs and the loss's parts."""
+        for module in self.loss.modules():
+            if isinstance(module, DiceCELoss):
+                self._catch(module.dice, "loss_dice", module.lambda_dice)
+                self._catch(module.cross_entropy, "loss_ce", module.lambda_ce)
+                self._catch(module.binary_cross_entropy, "loss_ce", module.lambda_ce)
+            elif isinstance(module, PixelWeightedCrossEntropy):
+                self._catch(module, "loss_ce", 1.0)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._parts.clear())
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+
+    def _catch(self, module: nn.Module, name: str, weight: float) -> None:
+        def keep(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            self._parts.setdefault(name, []).append(weight * output.detach())
+
+        module.register_forward_hook(keep)
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        engine.state.metrics |= {name: torch.stack(values).mean().item() for name, values in self._parts.items()}
 
 
 def _cross_entropy(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -85,13 +85,15 @@ class StepSchedule:
 
 
 class ClipGradients:
-    """A handler of the training engine: the gradient of no step is longer than `norm`.
+    """A handler of the training engine: the gradient of no step is longer than `norm`; how long it was, is recorded.
 
-    It is shortened once, when the optimizer is about to step: with accumulation, that is the sum over the batches.
+    It is measured, then shortened, once, when the optimizer is about to step: with accumulation, that is the sum over
+    the batches. `gradient_norm` among the engine's metrics is the mean over an epoch's steps of the Euclidean length
+    over all parameters, before it was shortened. Stands before the handler that writes the metrics.
 
     Args:
         optimizer: whose parameters' gradients are meant.
-        norm: the greatest Euclidean length over all of them; None clips nothing.
+        norm: the greatest length; None clips nothing.
 
     Raises:
         ValueError: `norm` is not positive.
@@ -102,12 +104,22 @@ class ClipGradients:
             raise ValueError(f"`clip_norm` must be positive or null, got {norm!r}")
         self.optimizer = optimizer
         self.norm = norm
+        self._lengths: list[torch.Tensor] = []  # on the device: to read each one would make the program wait for it
 
-    def attach(self, _: Engine) -> None:
-        """Follow the optimizer's steps."""
-        if self.norm is not None:
-            self.optimizer.register_step_pre_hook(self._shorten)
+    def attach(self, engine: Engine) -> None:
+        """Follow the optimizer's steps and an engine's epochs."""
+        self.optimizer.register_step_pre_hook(self._step)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._lengths.clear())
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
 
-    def _shorten(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.norm or math.inf)
+        if self.norm is None:
+            length = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        else:
+            length = torch.nn.utils.clip_grad_norm_(parameters, self.norm)
+        self._lengths.append(length.detach())
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        if self._lengths:
+            engine.state.metrics["gradient_norm"] = torch.stack(self._lengths).mean().item()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ from pipeline.configuration import FOLDER, flattened, folder_digest, pathless
 from pipeline.errors import InputError
 from pipeline.failures import without_paths
 from pipeline.heartbeat import ELSEWHERE_SECONDS, FAILURE, PROCESS, Heart, first_beat, may_be_resumed, reconcile
+from pipeline.metric_names import allowed
 from pipeline.tracking import PARENT, artifact_location, environment, open_store
 
 logger = logging.getLogger("pipeline.parent")
@@ -140,8 +140,3 @@ class ParentRun:
             self.client.delete_tag(self.run_id, FAILURE)
         self._log_params(found[0].data.params)
         self.client.update_run(self.run_id, status="RUNNING")
-
-
-def allowed(key: str) -> str:
-    """A name that MLflow takes for a metric or a parameter."""
-    return re.sub(r"[^\w. :/-]", "_", key)[:250]

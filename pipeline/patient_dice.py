@@ -1,19 +1,25 @@
-"""The Dice that validation goes by: a patient's slices pooled, then the mean over patients, never over slices."""
+"""The Dice that validation goes by, and each class's own: a patient's slices pooled, then the mean over patients."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.utils import CommonKeys
 
 from pipeline.batches import cases_of
 from pipeline.batches import classes as class_indices
 from pipeline.errors import DataError
+from pipeline.metric_names import of_class
 from pipeline.metrics import dice, overlap_counts, pooled
+
+CLASS_DICE = "val_dice"
+"""Begins the name of a class's Dice among the validation's metrics."""
 
 
 class PatientDice(Metric):
@@ -25,6 +31,9 @@ class PatientDice(Metric):
     mean over the patients. A class that a patient's reference lacks on every slice has no Dice and is left out, and so
     is a patient without any class.
 
+    Beside it, `val_dice_CLASS` of every class but the background, the mean over the patients who have it; NaN where
+    nobody does. The mean of these is the metric itself only if every patient has every class.
+
     It needs no `output_transform`: which patient a case is of stands in the engine's batch, not in its output.
 
     Args:
@@ -32,7 +41,8 @@ class PatientDice(Metric):
     """
 
     def __init__(self, classes: int | Sequence[str]) -> None:
-        self.classes = classes if isinstance(classes, int) else len(classes)
+        self.names = [str(name) for name in (range(classes) if isinstance(classes, int) else classes)]
+        self.classes = len(self.names)
         super().__init__()
 
     def reset(self) -> None:
@@ -65,3 +75,45 @@ class PatientDice(Metric):
         if not patients:
             raise DataError("no case of the validation has a foreground pixel, so no Dice can say which epoch is best")
         return float(np.mean(patients))
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Write the mean, as Ignite does, and the classes' own."""
+        super().completed(engine, name)
+        engine.state.metrics |= by_class(self.names[1:], [dice(counts)[1:] for counts in self.counts.values()])
+
+
+class ClassDice:
+    """A handler of the validation engine: each class's Dice where MONAI's MeanDice is the metric, `val_dice_CLASS`.
+
+    It is the mean over the images whose reference has the class, as MeanDice itself is over images and classes.
+
+    Args:
+        classes: their names, the background's first.
+        metric: the name that MeanDice has, without the background, among the metrics.
+    """
+
+    def __init__(self, classes: Sequence[str], metric: str = "val_mean_dice") -> None:
+        self.names = [str(name) for name in classes]
+        self.metric = metric
+
+    def attach(self, engine: Engine) -> None:
+        """Follow an engine whose metric is attached already."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write them; MeanDice has kept its values, (images, classes without the background)."""
+        values: Any = engine.state.metric_details[self.metric]  # type: ignore[attr-defined]
+        engine.state.metrics |= by_class(self.names[1:], values.cpu().numpy())
+
+
+def by_class(names: Sequence[str], values: Any) -> dict[str, float]:
+    """Metric names of classes -> the mean over what is defined.
+
+    Args:
+        names: of the classes.
+        values: (cases, classes), NaN where a reference lacks the class.
+    """
+    table = np.asarray(values, float).reshape(-1, len(names))
+    columns = [column[~np.isnan(column)] for column in table.T]
+    means = [float(column.mean()) if column.size else math.nan for column in columns]
+    return {of_class(CLASS_DICE, name): mean for name, mean in zip(names, means, strict=True)}

@@ -46,6 +46,10 @@ def logged(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
             logger.info("%d of %d %s, %s left", number, total, description, left)
 
 
+SHOWN = ("loss", "learning_rate", "images_per_second")
+"""Metrics of an epoch that its line tells, beside the validation's; the tracking store has them all."""
+
+
 class TrainingProgress:
     """A handler of the training engine: a bar over the steps on a terminal, one plain line per epoch otherwise.
 
@@ -93,7 +97,7 @@ class TrainingProgress:
             self.bar.update()
 
     def _epoch(self, engine: Engine) -> None:
-        values = dict(engine.state.metrics)
+        values = {name: value for name, value in engine.state.metrics.items() if name in SHOWN}
         state: Any = self.evaluator.state
         if state.epoch == engine.state.epoch and state.key_metric_name:
             values[state.key_metric_name] = state.metrics[state.key_metric_name]

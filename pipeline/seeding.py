@@ -16,6 +16,8 @@ from ignite.engine import Engine, Events
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
+from pipeline.stopwatch import Stopwatch
+
 
 class Draw(NamedTuple):
     """One sample of an epoch: which case, and which of the samples that are drawn from it."""
@@ -37,12 +39,17 @@ class SeededDataset(Dataset[Any]):
         cases: items with an `id`, after every deterministic transform (say a MONAI CacheDataset).
         transform: the random ones.
         seed: of the training.
+
+    Attributes:
+        loading: Stopwatch of taking cases out of `cases`.
+        augmenting: Stopwatch of the random transforms.
     """
 
     def __init__(self, cases: Any, transform: Compose, seed: int) -> None:
         self.cases = cases
         self.transform = transform
         self.seed = seed
+        self.loading, self.augmenting = Stopwatch(), Stopwatch()
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -50,9 +57,10 @@ class SeededDataset(Dataset[Any]):
     def __getitem__(self, draw: Draw) -> Any:
         """The sample that a `CaseSampler` asks for."""
         epoch, number, repeat = draw
-        item: Mapping[str, Any] = self.cases[number]
+        with self.loading.running():
+            item: Mapping[str, Any] = self.cases[number]
         self.transform.set_random_state(seed=seed_of(self.seed, epoch, item["id"], repeat))
-        with _one_thread():
+        with _one_thread(), self.augmenting.running():
             return self.transform(item)
 
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch.nn import functional
 
-from pipeline.losses import CutTarget, PixelWeightedCrossEntropy, cut_to
+from pipeline.losses import CutTarget, LossParts, PixelWeightedCrossEntropy, cut_to
 from tests.conftest import ROOT
 
 BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/configs/train.yaml"))
@@ -142,11 +142,14 @@ def configured(folder, monkeypatch, **changes):
 TWO_CLASSES = [path for path in BUNDLES if "hippocampus" not in path.name]
 
 
-@pytest.mark.parametrize(
+WITH_HEADS = pytest.mark.parametrize(
     ("folder", "head"),
     [*((path, "softmax") for path in BUNDLES), *((path, "sigmoid") for path in TWO_CLASSES)],
     ids=lambda value: getattr(value, "name", value),
 )
+
+
+@WITH_HEADS
 def test_the_loss_is_the_mean_over_cases(folder, head, monkeypatch):
     case_by_case = {"batch_dice": False} if "batch_dice" in configured(folder, monkeypatch) else {}
     parser = configured(folder, monkeypatch, head=head, **case_by_case)
@@ -182,3 +185,45 @@ def test_the_validation_metric_is_the_mean_over_patients_never_of_a_batch(folder
     metric.attach(evaluator, name)
     evaluator.run([cases[i : i + batch_size] for i in range(0, 2, batch_size)])
     assert evaluator.state.metrics[name] == pytest.approx((1.0 + 0.0) / 2)  # 0.99 were the pixels pooled
+
+
+def parts_of(loss, *batches):
+    """The parts of an epoch's loss, and each batch's whole."""
+    engine = Engine(lambda _, batch: loss(*batch))
+    LossParts(loss).attach(engine)
+    wholes = []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: wholes.append(e.state.output.item()))
+    engine.run(batches, max_epochs=2)  # the second epoch forgets the first
+    return engine.state.metrics, wholes[len(batches) :]
+
+
+def test_the_parts_of_a_loss_are_monais_and_torchs_own_and_add_up_to_it():
+    (logits, labels, _), (others, more, _) = batch(5), batch(5, seed=1)
+    settings = {"to_onehot_y": True, "softmax": True}
+    loss = DiceCELoss(**settings, lambda_dice=0.3, lambda_ce=2.0)
+    metrics, wholes = parts_of(CutTarget(loss), (logits, labels), (others, more))
+    dice = [DiceLoss(**settings)(*pair).item() for pair in ((logits, labels), (others, more))]
+    assert metrics["loss_dice"] == pytest.approx(0.3 * sum(dice) / 2)
+    ce = [functional.cross_entropy(one, two[:, 0].long()).item() for one, two in ((logits, labels), (others, more))]
+    assert metrics["loss_ce"] == pytest.approx(2.0 * sum(ce) / 2)
+    assert metrics["loss_dice"] + metrics["loss_ce"] == pytest.approx(sum(wholes) / 2)
+
+
+@WITH_HEADS
+def test_the_parts_of_every_bundles_loss_add_up_to_it(folder, head, monkeypatch):
+    parser = configured(folder, monkeypatch, head=head)
+    logits, labels, _ = batch(parser.get_parsed_content("network_def#out_channels"))
+    metrics, (whole,) = parts_of(parser.get_parsed_content("loss"), (logits, labels))
+    assert sum(metrics.values()) == pytest.approx(whole)
+    assert set(metrics) == ({"loss_dice", "loss_ce"} if "loss#loss" in parser else {"loss_ce"})
+
+
+def test_catching_the_parts_changes_no_bit_of_the_gradient():
+    logits, labels, _ = batch(3)
+    gradients = []
+    for caught in (False, True):
+        loss = DiceCELoss(to_onehot_y=True, softmax=True)
+        if caught:
+            LossParts(loss).attach(Engine(lambda *_: None))
+        gradients.append(torch.autograd.grad(loss(logits, labels), logits)[0])
+    assert torch.equal(*gradients)

@@ -109,6 +109,28 @@ def test_accumulated_batches_make_one_step_of_their_mean():
     assert moved(0.5, batches=4, accumulation_steps=2) == pytest.approx(1)
 
 
+def measured(norm, *gradients, **trainer):
+    """`gradient_norm` of an epoch whose batches have such gradients of one weight."""
+    network = torch.nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.SGD(network.parameters(), 1.0)
+    data = [{"image": torch.full((1, 1), float(value)), "label": torch.zeros(1, 1)} for value in gradients]
+    engine = SupervisedTrainer(
+        torch.device("cpu"), 2, data, network, optimizer, lambda prediction, _: prediction.sum(),
+        train_handlers=[ClipGradients(optimizer, norm)], decollate=False, **trainer,
+    )  # fmt: skip
+    engine.run()
+    return engine.state.metrics["gradient_norm"]
+
+
+def test_the_gradients_length_is_told_as_it_was_before_it_was_shortened():
+    assert [measured(None, 3, -1), measured(0.5, 3, -1)] == pytest.approx([2, 2])
+
+
+def test_accumulated_batches_have_one_gradient():
+    assert measured(None, 3, -1, accumulation_steps=2) == pytest.approx((3 - 1) / 2)
+    assert measured(None, 3, -1, -4, accumulation_steps=2) == pytest.approx((1 + 2) / 2)  # MONAI halves the last, too
+
+
 def test_a_norm_of_nothing_gets_a_sentence():
     with pytest.raises(ValueError, match="`clip_norm` must be positive or null, got 0"):
         ClipGradients(sgd(), 0)

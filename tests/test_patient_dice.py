@@ -8,7 +8,7 @@ from monai.handlers.mean_dice import MeanDice
 from monai.transforms import AsDiscreted, Compose
 
 from pipeline.errors import DataError
-from pipeline.patient_dice import PatientDice
+from pipeline.patient_dice import ClassDice, PatientDice
 
 
 def row(*values):
@@ -16,6 +16,10 @@ def row(*values):
 
 
 def dice_of(metric, *cases, classes=2):
+    return metrics_of(metric, *cases, classes=classes)["val_mean_dice"]
+
+
+def metrics_of(metric, *cases, classes=2, handlers=()):
     """Of cases (patient, reference, prediction), as a bundle's validation engine computes it, batches of 2."""
     items = [
         {"id": f"{patient}{number}", "patient": patient, "image": prediction.float(), "label": reference}
@@ -27,9 +31,10 @@ def dice_of(metric, *cases, classes=2):
         torch.nn.Identity(),
         postprocessing=Compose([AsDiscreted(["pred", "label"], to_onehot=classes)]) if classes else None,
         key_val_metric={"val_mean_dice": metric},
+        val_handlers=handlers,
     )
     evaluator.run()
-    return evaluator.state.metrics["val_mean_dice"]
+    return evaluator.state.metrics
 
 
 PERFECT = ("p", row(1, 1, 1, 0), row(1, 1, 1, 0))
@@ -80,3 +85,27 @@ def test_volumes_are_scored_as_images_are():
     volume[..., 1:3] = 1
     shifted = volume.roll(1, -1)
     assert dice_of(PatientDice(2), ("p", volume, volume), ("q", volume, shifted)) == pytest.approx((1 + 0.5) / 2)
+
+
+THREE = [("p", row(1, 1, 2, 2), row(1, 1, 2, 1)), ("q", row(1, 1, 1, 0), row(1, 1, 0, 0))]
+
+
+def test_each_class_has_a_dice_over_the_patients_who_have_it():
+    found = metrics_of(PatientDice(["background", "tumour/core", "50 % oedema"]), *THREE, classes=3)
+    assert found == pytest.approx(
+        {
+            "val_mean_dice": ((4 / 5 + 2 / 3) / 2 + 4 / 5) / 2,
+            "val_dice_tumour_core": (4 / 5 + 4 / 5) / 2,
+            "val_dice_50___oedema": 2 / 3,
+        }
+    )
+    found = metrics_of(PatientDice(["background", "lung", "heart"]), THREE[1], classes=3)
+    assert found["val_dice_lung"] == found["val_mean_dice"]
+    assert np.isnan(found["val_dice_heart"])  # which is not logged
+
+
+def test_each_class_has_a_dice_where_monais_is_the_metric():
+    monais = MeanDice(include_background=False, output_transform=from_engine(["pred", "label"]))
+    found = metrics_of(monais, *THREE, classes=3, handlers=[ClassDice(["background", "a", "b"])])
+    assert found["val_mean_dice"] == pytest.approx(((4 / 5 + 2 / 3) / 2 + 4 / 5) / 2)
+    assert [found["val_dice_a"], found["val_dice_b"]] == pytest.approx([4 / 5, 2 / 3])

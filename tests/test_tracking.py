@@ -23,6 +23,8 @@ from pipeline.manifest import Case
 from pipeline.tracking import TrackingHandler, sqlite_store
 from tests.conftest import ROOT
 
+SECONDS = [f"seconds_{what}" for what in ("loading", "augmenting", "waiting", "computing", "validating")]
+
 
 def rows(folder, query):
     with sqlite3.connect(folder / "mlflow.db") as store:
@@ -53,8 +55,11 @@ def test_a_bundles_run_says_all_of_it(trained, phantom_manifest):
         trained, "select status, experiments.name from runs join experiments using (experiment_id)"
     )
     assert (status, experiment) == ("FINISHED", "neuron_em_segmentation")
-    for key in ("loss", "val_mean_dice", "learning_rate", "images_per_second"):
+    for key in ("learning_rate", "images_per_second", "gradient_norm", *SECONDS):
         assert [step for step, _ in metric(trained, key)] == [1, 2], key
+    assert metric(trained, "val_dice_membrane") == [(s, pytest.approx(v)) for s, v in metric(trained, "val_mean_dice")]
+    parts = zip(metric(trained, "loss_dice"), metric(trained, "loss_ce"), strict=True)
+    assert [a + b for (_, a), (_, b) in parts] == pytest.approx([value for _, value in metric(trained, "loss")])
     assert 0 < metric(trained, "loss")[1][1] < metric(trained, "loss")[0][1]
     params = dict(rows(trained, "select key, value from params"))
     assert (params["epochs"], params["width"], params["network_def.depth"]) == ("2", "16", "@depth")

@@ -67,8 +67,11 @@ def equal(first, second):
 
 
 def points(folder):
-    """Status of every run, and its points: (key, step, value) without the speed."""
-    query = "select key, step, value from metrics where key != 'images_per_second' order by key, step"
+    """Status of every run, and its points: (key, step, value) without speed and seconds, which no two runs share."""
+    query = (
+        "select key, step, value from metrics where key != 'images_per_second' and key not like 'seconds_%' "
+        "and key not like 'system/%' order by key, step"
+    )
     with sqlite3.connect(folder / "mlflow.db") as store:
         statuses = [status for (status,) in store.execute("select status from runs")]
         speeds = store.execute("select step from metrics where key = 'images_per_second' order by step").fetchall()
