@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_compare, cli_data, cli_fingerprint, cli_phantom, cli_report, cli_review
+from pipeline import cli_compare, cli_data, cli_fingerprint, cli_phantom, cli_report, cli_review, cli_tracking
 from pipeline.cli_data import Folder
 from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
 from pipeline.terminal import console
@@ -112,21 +112,6 @@ def run(
 
 
 @app.command()
-def runs(
-    store: Annotated[str, typer.Argument(help="Folder of a training, or an MLflow tracking URI.")],
-) -> None:
-    """List the runs of a store; those whose process was killed outright are marked KILLED first."""
-    from pipeline import tables, tracking
-
-    uri = store
-    if "://" not in store:
-        if not (Path(store) / "mlflow.db").is_file():
-            raise InputError(f"{store}: no mlflow.db in it; give the output folder of a training, or a tracking URI")
-        uri = tracking.sqlite_store(Path(store))
-    console.print(tables.runs(tracking.runs(uri)))
-
-
-@app.command()
 def check(bundle: Annotated[str, typer.Argument(help="Name under bundles/, or a path.")]) -> None:
     """Find what would break a bundle's configs, without running them. Exit code 1 if something would."""
     from pipeline import bundle as bundles
@@ -210,6 +195,8 @@ def predict(
 
 
 app.command()(cli_review.review)
+app.command()(cli_tracking.runs)
+app.command()(cli_tracking.sync)
 app.command(context_settings=MORE)(cli_compare.compare)
 app.command(context_settings=MORE)(cli_compare.crossvalidate)
 app.command()(cli_report.report)

@@ -124,7 +124,7 @@ def _bundle(name: str) -> Path:
 
 
 def _store(tracking_uri: str | None, output: Path) -> str:
-    from pipeline.tracking import sqlite_store
+    from pipeline.store import sqlite_store
 
     return tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_store(output)
 

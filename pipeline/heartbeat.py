@@ -10,7 +10,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psutil
@@ -26,7 +26,13 @@ PROCESS = "process"
 FAILURE = "failure"
 """Tag with the reason why a run ended before its time."""
 
+KILLED_OUTRIGHT = "the process ended without a word (killed, or power lost)"
+"""The failure of a run whose process can say nothing any more."""
+
 BEAT_EVERY_SECONDS = 30.0
+LAST_BEAT_SECONDS = 2.0
+"""So long an end waits for a beat that is on its way."""
+
 SILENCE_SECONDS = 300.0
 """After so long without a beat, and without its process, a run is dead: ten beats missed."""
 
@@ -43,25 +49,30 @@ class Heart:
     Args:
         client: MlflowClient of the run's store.
         run_id: of the run.
+        failed: told of a beat that could not be written; None logs it.
     """
 
-    def __init__(self, client: Any, run_id: str) -> None:
+    def __init__(self, client: Any, run_id: str, failed: Callable[[Exception], None] | None = None) -> None:
         self.client = client
         self.run_id = run_id
+        self.failed = failed or _log_failure
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         """Say which process it is, beat once, and go on beating."""
-        for tag, value in first_beat().items():
-            self.client.set_tag(self.run_id, tag, value)
+        try:
+            for tag, value in first_beat().items():
+                self.client.set_tag(self.run_id, tag, value)
+        except Exception as error:  # the next beat may get through
+            self.failed(error)
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop; returns when the last beat is through."""
+        """Stop; returns when the last beat is through, or soon if its store does not answer."""
         self._stopped.set()
         if self._thread.ident is not None:
-            self._thread.join(timeout=BEAT_EVERY_SECONDS)
+            self._thread.join(timeout=LAST_BEAT_SECONDS)
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_EVERY_SECONDS):
@@ -74,7 +85,11 @@ class Heart:
                     self.client.update_run(self.run_id, status="RUNNING")
                     self.client.delete_tag(self.run_id, FAILURE)
             except Exception as error:  # whatever a store can throw: a training does not end for want of a beat
-                logger.warning("no heartbeat could be written: %s", error)
+                self.failed(error)
+
+
+def _log_failure(error: Exception) -> None:
+    logger.warning("no heartbeat could be written: %s", error)
 
 
 def first_beat() -> dict[str, str]:
@@ -122,7 +137,7 @@ def reconcile(client: Any) -> list[str]:
     dead = [run for run in found if HEARTBEAT in run.data.tags and not is_alive(run.data.tags)]
     for run in dead:
         last = int(float(run.data.tags[HEARTBEAT]))
-        client.set_tag(run.info.run_id, FAILURE, "the process ended without a word (killed, or power lost)")
+        client.set_tag(run.info.run_id, FAILURE, KILLED_OUTRIGHT)
         client.set_terminated(run.info.run_id, "KILLED", end_time=1000 * last)
         logger.info("MLflow run %s is KILLED: its process is gone", run.info.run_id)
     return [run.info.run_id for run in dead]

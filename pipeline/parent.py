@@ -14,7 +14,7 @@ from pipeline.errors import InputError
 from pipeline.failures import without_paths
 from pipeline.heartbeat import ELSEWHERE_SECONDS, FAILURE, PROCESS, Heart, first_beat, may_be_resumed, reconcile
 from pipeline.metric_names import allowed
-from pipeline.tracking import PARENT, artifact_location, environment, open_store
+from pipeline.store import PARENT, artifact_location, environment, open_store
 
 logger = logging.getLogger("pipeline.parent")
 

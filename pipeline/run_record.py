@@ -16,7 +16,7 @@ from pipeline.digests import file_digest
 from pipeline.errors import InputError
 from pipeline.evaluate import TABLE
 from pipeline.heartbeat import FAILURE, reconcile
-from pipeline.tracking import PARENT, open_store, sqlite_store
+from pipeline.store import PARENT, open_store, sqlite_store
 
 DATABASE = "mlflow.db"
 POOLED = "cross_validation.json"

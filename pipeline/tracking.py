@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
-import platform
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,27 +24,20 @@ from pipeline import overlay, planes
 from pipeline.batches import cases_of, classes, volume_spacing_mm
 from pipeline.checkpoint import TrainingState
 from pipeline.configuration import FOLDER, flattened, folder_digest, pathless, running_config
-from pipeline.errors import DataError, InputError, user_error
+from pipeline.errors import DataError, user_error
 from pipeline.failures import without_paths
-from pipeline.heartbeat import ELSEWHERE_SECONDS, FAILURE, PROCESS, Heart, first_beat, may_be_resumed, reconcile
+from pipeline.heartbeat import Heart, first_beat, reconcile
 from pipeline.manifest import Case, read
-
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
-from mlflow.exceptions import MlflowException
+from pipeline.outbox import Outbox
+from pipeline.store import MlflowClient, environment, shown, sqlite_store
 
 logger = logging.getLogger("pipeline.tracking")
-
-PARAMS_PER_CALL = 100
-"""MLflow refuses more in one call."""
 
 OVERLAYS = 4
 """Validation cases whose pictures a run keeps, those of its best epoch."""
 
-
-PARENT = "mlflow.parentRunId"
-"""Tag with the id of the run that a run belongs to; MLflow shows it below that one."""
+SECONDS = "tracking_seconds"
+"""Metric: what a whole run has spent in its tracking handler."""
 
 
 class TrackingHandler:
@@ -97,107 +88,80 @@ class TrackingHandler:
         self.state = state
         self.artifacts = [Path(path) for path in artifacts]
         self.config = pathless(running_config() if config is None else config)
-        self.parent = {PARENT: str(parent), FOLDER: folder_digest(str(parent), output_dir)} if parent else {}
+        self.parent = str(parent or "")
         self.overlay_channel = overlay_channel
-        self.run_id = ""
+        self.outbox: Outbox | None = None
         self.heart: Heart | None = None
-        self._written: set[tuple[str, int]] = set()
+        self.seconds = 0.0
         self._previous_sigterm: Any = None
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine from its start to its end, however it ends."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_STARTED, self._epoch_started)
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
-        engine.add_event_handler(Events.COMPLETED, self._completed)
-        engine.add_event_handler(Events.EXCEPTION_RAISED, self._exception)
+        for event, method in (
+            (Events.STARTED, self._start),
+            (Events.EPOCH_STARTED, self._epoch_started),
+            (Events.ITERATION_COMPLETED, self._iteration),
+            (Events.EPOCH_COMPLETED, self._epoch_completed),
+            (Events.COMPLETED, self._completed),
+            (Events.EXCEPTION_RAISED, self._exception),
+        ):
+            engine.add_event_handler(event, self._timed(method))
         if self.evaluator is not None:
             self._pictures: list[tuple[str, np.ndarray]] = []
             self.evaluator.add_event_handler(Events.EPOCH_STARTED, lambda _: self._pictures.clear())
-            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._keep_pictures)
-            self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._validated)
+            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._timed(self._keep_pictures))
+            self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._timed(self._validated))
+
+    def _timed(self, method: Callable[..., None]) -> Callable[..., None]:
+        """A handler whose time counts as tracking."""
+
+        @functools.wraps(method)
+        def timed(*arguments: Any) -> None:
+            begun = time.perf_counter()
+            try:
+                method(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - begun
+
+        return timed
 
     def _start(self, _: Engine) -> None:
         self.output_dir.mkdir(parents=True, exist_ok=True)
         if self.state is not None:
             self.state.lock()
-        self.client = open_store(self.store)
         if threading.current_thread() is threading.main_thread():
-            self._previous_sigterm = signal.signal(signal.SIGTERM, _interrupt)
-        if self.state is not None and self.state.run_id:
-            self._continue(self.state.run_id)
-        else:
-            self._create()
-        if self.state is not None:
-            self.state.run_id = self.run_id
-        self.heart = Heart(self.client, self.run_id)
-        self.heart.start()
-        reconcile(self.client)
-        logger.info("MLflow run %s of experiment %s in %s", self.run_id, self.experiment, self.store)
-
-    def _create(self) -> None:
-        found = self.client.get_experiment_by_name(self.experiment)
-        location = artifact_location(self.store)
-        experiment_id = found.experiment_id if found else self.client.create_experiment(self.experiment, location)
+            self._previous_sigterm = signal.signal(signal.SIGTERM, _interrupt) or signal.SIG_DFL
+        before = self.state.run_id if self.state is not None else ""
+        outbox = Outbox(self.store, self.output_dir, key=before, begun=self._begun)
         name = f"{self.partition} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
-        self.run_id = self.client.create_run(
-            experiment_id,
-            run_name=name,
-            tags=environment() | first_beat() | read(self.manifest).split_digests() | self.parent,
-        ).info.run_id
-        params = [Param(key[:250], value) for key, value in flattened(self.config).items()]
-        for start in range(0, len(params), PARAMS_PER_CALL):
-            self.client.log_batch(self.run_id, params=params[start : start + PARAMS_PER_CALL])
-        self.client.log_dict(self.run_id, self.config, "config.json")
-        self.client.log_inputs(self.run_id, [dataset_input(self.manifest, self.partition)])
-
-    def _continue(self, run_id: str) -> None:
-        """Take up a run; the points that were written after its last checkpoint are not written again.
-
-        Raises:
-            InputError: the store has no such run, or somebody is still training it.
-        """
-        run = self._stored(run_id)
-        if run.info.status == "RUNNING" and not may_be_resumed(run.data.tags):
-            raise InputError(
-                f"MLflow run {run_id} is still being trained, by process {run.data.tags[PROCESS]}; stop that one, or "
-                f"wait {ELSEWHERE_SECONDS:g} s after its end"
-            )
-        self._written = {
-            (key, point.step) for key in run.data.metrics for point in self.client.get_metric_history(run_id, key)
-        }
-        self.run_id = run_id
-        resumed = int(run.data.tags.get("resumed", 0)) + 1
-        now = environment()
-        changed = {key: value for key, value in now.items() if run.data.tags.get(key) != value}
-        if changed:
-            logger.warning("resumed with another %s than it began with", ", ".join(changed))
-        tags = (
-            first_beat()
-            | self.parent
-            | {"resumed": str(resumed)}
-            | {f"resumed.{resumed}.{k}": v for k, v in changed.items()}
+        tags = first_beat() | read(self.manifest).split_digests()
+        if self.parent:
+            tags[FOLDER] = folder_digest(self.parent, str(self.output_dir))
+        outbox.begin(
+            self.experiment, name, tags=tags, environment=environment(), parent=self.parent, resumed=bool(before)
         )
-        for tag, value in tags.items():
-            self.client.set_tag(run_id, tag, value)
-        if FAILURE in run.data.tags:
-            self.client.delete_tag(run_id, FAILURE)
-        self.client.update_run(run_id, status="RUNNING")
+        self.outbox = outbox
+        if self.state is not None:
+            self.state.run_id = outbox.key
+        if not before:
+            self._describe(outbox)
 
-    def _stored(self, run_id: str) -> Run:
-        try:
-            run = self.client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            run = None
-        if run is None or run.info.lifecycle_stage != "active":
-            raise InputError(
-                f"the training to resume is MLflow run {run_id}, which is not in {self.store}; give the `tracking_uri` "
-                "of its start"
-            )
-        return run
+    def _describe(self, outbox: Outbox) -> None:
+        """What a new run says of itself once."""
+        outbox.params({key[:250]: value for key, value in flattened(self.config).items()})
+        outbox.json(self.config, "config.json")
+        outbox.put("dataset", dataset_input(self.manifest, self.partition))
+
+    def _begun(self, client: MlflowClient, run_id: str) -> None:
+        """The store has the run: in the sending thread."""
+        logger.info("MLflow run %s of experiment %s in %s", run_id, self.experiment, shown(self.store))
+        self.heart = Heart(client, run_id, failed=self._skipped_beat)
+        self.heart.start()
+        reconcile(client)
+
+    def _skipped_beat(self, error: Exception) -> None:
+        if self.outbox is not None:
+            self.outbox.trouble(error)
 
     def _epoch_started(self, _: Engine) -> None:
         self._losses: list[float] = []
@@ -223,12 +187,9 @@ class TrackingHandler:
     def _validated(self, evaluator: Engine) -> None:
         state = evaluator.state
         self._log(scalars(state.metrics), state.epoch)
-        if state.best_metric_epoch == state.epoch:  # type: ignore[attr-defined]
-            try:
-                for case, picture in self._pictures:
-                    self.client.log_image(self.run_id, picture, artifact_file=f"overlays/{case}.png")
-            except OSError as error:  # say a folder that has moved since the run began: no reason to end it
-                logger.warning("the pictures of epoch %d could not be written: %s", state.epoch, error)
+        if state.best_metric_epoch == state.epoch and self.outbox is not None:  # type: ignore[attr-defined]
+            for case, picture in self._pictures:
+                self.outbox.picture(picture, f"overlays/{case}.png")
 
     def _keep_pictures(self, evaluator: Engine) -> None:
         for item, output in cases_of(evaluator):
@@ -242,135 +203,64 @@ class TrackingHandler:
                 picture = planes.comparison(image, classes(reference), classes(prediction), item["id"], spacing_mm)
                 self._pictures.append((item["id"], picture))
 
-    def _completed(self, _: Engine) -> None:
-        for path in self.artifacts:
-            if path.exists():
-                self.client.log_artifact(self.run_id, str(path))
+    def _completed(self, engine: Engine) -> None:
+        if self.outbox is not None:
+            for path in self.artifacts:
+                if path.exists():
+                    self.outbox.file(path)
+            self._log({SECONDS: self.seconds}, engine.state.epoch)
         self._end("FINISHED")
 
     def _exception(self, _: Engine, error: BaseException) -> None:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
-        try:
-            if self.run_id and not stopped:
-                self.client.set_tag(self.run_id, FAILURE, without_paths(error, self._cases()))
-            self._end("KILLED" if stopped else "FAILED", hint=not isinstance(user_error(error), DataError))
-        except Exception as second:  # a full disk, a server that is gone: the first error is the one to tell
-            logger.warning("how the run ended could not be written: %s", second)
+        failure = "" if stopped else without_paths(error, self._cases())
+        hint = not isinstance(user_error(error), DataError)
+        self._end("KILLED" if stopped else "FAILED", failure, hint=hint)
         raise error
 
     def _cases(self) -> list[Case]:
         return [case for _, case in read(self.manifest).cases()]
 
-    def _end(self, status: str, hint: bool = False) -> None:
+    def _end(self, status: str, failure: str = "", hint: bool = False) -> None:
         """Say how it ended, once: Ignite raises an exception's event twice."""
         if self.state is not None:
             self.state.unlock()
-        if not self.run_id:
+        if self._previous_sigterm is not None:
+            signal.signal(signal.SIGTERM, self._previous_sigterm)
+            self._previous_sigterm = None
+        if self.outbox is None:
             return
-        run_id, self.run_id = self.run_id, ""
+        outbox, self.outbox = self.outbox, None
         if self.heart is not None:
             self.heart.stop()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._previous_sigterm or signal.SIG_DFL)
         if hint and self.state is not None:
             logger.info("%s", self.state.how_to_resume())
-        self.client.set_terminated(run_id, status)
-        logger.info("MLflow run %s is %s; results in %s", run_id, status, self.output_dir)
+        outbox.end(status, failure)
+        left = outbox.close()
+        if left:
+            logger.info("%d entries are unsent; `overtile sync %s` sends them", left, self.output_dir)
+        logger.info("MLflow run %s is %s; results in %s", outbox.run_id or outbox.key, status, self.output_dir)
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
-        """Write a point of each metric, unless a killed training has already written it at this step."""
-        now = int(time.time() * 1000)
-        metrics = [Metric(key, value, now, step) for key, value in values.items() if (key, step) not in self._written]
-        self.client.log_batch(self.run_id, metrics=metrics)
+        if self.outbox is not None:
+            self.outbox.metrics(values, step)
 
 
-def open_store(store: str) -> MlflowClient:
-    """A client of a store that answers.
-
-    Raises:
-        InputError: nothing that MLflow can use is there.
-    """
-    try:
-        client = MlflowClient(store)
-        client.search_experiments(max_results=1)
-    except Exception as error:  # MLflow, its drivers and the network each raise their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(
-            f"{store}: no MLflow store answers there ({reason}); give `tracking_uri` as sqlite:///FILE or http://HOST:PORT"
-        ) from error
-    return client
-
-
-def runs(store: str) -> list[dict[str, Any]]:
-    """The runs of a store, oldest first, after the dead ones among them were marked KILLED.
-
-    Args:
-        store: MLflow tracking URI.
-
-    Returns:
-        Per run `id`, `name`, `parent` (the id of the run above it, or None), `status`, `epoch` (the last one with a
-        loss), `best` (of the validation, or None), `resumed` (how often) and `failure` (why it ended, or None).
-    """
-    client = open_store(store)
-    reconcile(client)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = client.search_runs(experiments, order_by=["attributes.start_time DESC"]) if experiments else []
-    return [_summary(client, run) for run in reversed(found)]
-
-
-def _summary(client: MlflowClient, run: Run) -> dict[str, Any]:
-    losses, scores = (client.get_metric_history(run.info.run_id, key) for key in ("loss", "val_mean_dice"))
-    return {
-        "id": run.info.run_id,
-        "name": run.info.run_name,
-        "parent": run.data.tags.get(PARENT),
-        "status": run.info.status,
-        "epoch": max((point.step for point in losses), default=None),
-        "best": max((point.value for point in scores), default=None),
-        "resumed": int(run.data.tags.get("resumed", 0)),
-        "failure": run.data.tags.get(FAILURE),
-    }
-
-
-def sqlite_store(folder: Path) -> str:
-    """The tracking URI of the sqlite file in a folder of results."""
-    return f"sqlite:///{(folder / 'mlflow.db').resolve()}"
-
-
-def artifact_location(store: str) -> str | None:
-    """Where runs keep their files: beside an sqlite store; a server decides for itself."""
-    prefix = "sqlite:///"
-    if not store.startswith(prefix):
-        return None
-    return (Path(store.removeprefix(prefix)).resolve().parent / "artifacts").as_uri()
-
-
-def environment() -> dict[str, str]:
-    """Versions, device and code commit, as tags."""
-    packages = {f"version.{name}": version(name) for name in ("overtile", "monai", "torch", "mlflow", "numpy")}
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    tags = packages | {"version.python": platform.python_version(), "device": device}
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        tags["code_commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        tags["code_commit"] = "unknown"
-    return tags
-
-
-def dataset_input(manifest_path: Path, partition: str) -> DatasetInput:
+def dataset_input(manifest_path: Path, partition: str) -> dict[str, Any]:
     """Digests of a manifest and its split as an MLflow dataset; no path of a patient's file in it."""
     manifest = read(manifest_path)
     digests = {"manifest_sha256": manifest.digest()} | manifest.split_digests()
     profile = {name: len(manifest.partition(name)) for name in ("training", "validation", "test")}
-    dataset = Dataset(
-        name=manifest.name,
-        digest=manifest.digest()[:32],
-        source_type="overtile manifest",
-        source=json.dumps(digests),
-        profile=json.dumps(profile),
-    )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", partition)])
+    return {
+        "context": partition,
+        "dataset": {
+            "name": manifest.name,
+            "digest": manifest.digest()[:32],
+            "source_type": "overtile manifest",
+            "source": json.dumps(digests),
+            "profile": json.dumps(profile),
+        },
+    }
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

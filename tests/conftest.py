@@ -131,7 +131,7 @@ def trained(phantom_manifest, tmp_path_factory):
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """An MLflow store without a run, to be copied: to make one takes seconds."""
-    from pipeline.tracking import open_store, sqlite_store
+    from pipeline.store import open_store, sqlite_store
 
     folder = tmp_path_factory.mktemp("store")
     open_store(sqlite_store(folder))

@@ -28,7 +28,7 @@ def rows(folder, query):
 
 
 def made(phantom_manifest, out, sub="", **changes):
-    from pipeline.tracking import sqlite_store
+    from pipeline.store import sqlite_store
 
     variants = ("a=", "b=--width 8") if changes.get("kind", "comparison") == "comparison" else ()
     return dataclasses.replace(plan(phantom_manifest, out / sub, *variants, **changes), store=sqlite_store(out))

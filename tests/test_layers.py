@@ -25,6 +25,10 @@ FLOORS = [
         "stopwatch",
     ],
     ["review", "atomic", "config_check", "labels", "encoders", "batches", "dicom_files", "dicom_values"],
+    ["store", "journal"],
+    ["senders"],
+    ["outbox"],
+    ["sync"],
     ["paired_picture", "pictures", "volumes", "dicom_pixels", "header_file"],
     [
         "networks",
@@ -86,7 +90,7 @@ FLOORS = [
     ["paired", "trials"],
     ["children"],
     ["compare", "cli_dicom"],
-    ["cli_compare", "cli_data", "cli_fingerprint", "cli_phantom", "cli_report", "cli_review"],
+    ["cli_compare", "cli_data", "cli_fingerprint", "cli_phantom", "cli_report", "cli_review", "cli_tracking"],
     ["preview"],
     ["augmented"],
     ["cli"],
@@ -112,7 +116,7 @@ ONLY = {
     },
     "highdicom": {"defects", "dicom", "seg"},
     "monai.bundle": {"bundle"},
-    "mlflow": {"tracking"},
+    "mlflow": {"store"},
     "pooch": {"fetch"},
 }
 """Packages that are imported in one place."""

@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 from pipeline.configuration import FOLDER, folder_digest
 from pipeline.errors import DataError, InputError
 from pipeline.parent import ParentRun
-from pipeline.tracking import PARENT, sqlite_store
+from pipeline.store import PARENT, sqlite_store
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ from mlflow import MlflowClient
 from monai.engines import SupervisedTrainer
 
 from pipeline import manifest as manifests
-from pipeline import overlay, planes
+from pipeline import outbox, overlay, planes
 from pipeline.errors import DataError, InputError
 from pipeline.failures import without_paths
 from pipeline.manifest import Case
-from pipeline.tracking import TrackingHandler, sqlite_store
+from pipeline.store import sqlite_store
+from pipeline.tracking import TrackingHandler
 from tests.conftest import ROOT
 
 SECONDS = [f"seconds_{what}" for what in ("loading", "augmenting", "waiting", "computing", "validating")]
@@ -127,15 +128,16 @@ def test_a_store_that_is_none_gets_a_sentence(phantom_manifest, tmp_path, store)
         engine.run()
 
 
-def test_a_run_that_fails_in_its_first_second_does_not_say_running(phantom_manifest, tmp_path, monkeypatch):
+def test_what_the_store_refuses_ends_no_training(phantom_manifest, tmp_path, monkeypatch, caplog):
     def full(*_):
         raise PermissionError("no room for artifacts")
 
-    monkeypatch.setattr(MlflowClient, "log_dict", full)
-    with pytest.raises(PermissionError):
-        trainer(phantom_manifest, tmp_path).run()
-    assert rows(tmp_path, "select status from runs") == [("FAILED",)]
-    assert {"heartbeat", "process"} <= {key for (key,) in rows(tmp_path, "select key from tags")}
+    monkeypatch.setattr(MlflowClient, "log_artifact", full)
+    trainer(phantom_manifest, tmp_path).run()
+    assert rows(tmp_path, "select status from runs") == [("FINISHED",)]
+    assert [step for step, _ in metric(tmp_path, "loss")] == [1, 2]
+    assert len([text for text in caplog.messages if "refuses config.json (no room for artifacts)" in text]) == 1
+    assert len(list(tmp_path.glob("unsent/*/files/*/config.json"))) == 1
 
 
 def test_a_store_that_dies_hides_no_error(phantom_manifest, tmp_path, monkeypatch, caplog):
@@ -146,9 +148,10 @@ def test_a_store_that_dies_hides_no_error(phantom_manifest, tmp_path, monkeypatc
     def gone(*_):
         raise OSError("database is gone")
 
+    monkeypatch.setattr(outbox, "END_SECONDS", 1)
     with pytest.raises(ZeroDivisionError):
         trainer(phantom_manifest, tmp_path, explode).run()
-    assert "how the run ended could not be written: database is gone" in caplog.text
+    assert len([text for text in caplog.messages if "does not answer (database is gone)" in text]) == 1
 
 
 def test_a_real_training_stopped_by_sigterm(phantom_manifest, tmp_path):

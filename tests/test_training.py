@@ -69,7 +69,7 @@ def equal(first, second):
 def points(folder):
     """Status of every run, and its points: (key, step, value) without speed and seconds, which no two runs share."""
     query = (
-        "select key, step, value from metrics where key != 'images_per_second' and key not like 'seconds_%' "
+        "select key, step, value from metrics where key != 'images_per_second' and key not like '%seconds%' "
         "and key not like 'system/%' order by key, step"
     )
     with sqlite3.connect(folder / "mlflow.db") as store:
