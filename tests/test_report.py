@@ -10,7 +10,7 @@ from mlflow.entities import Metric
 from pipeline import report, run_record
 from pipeline.errors import InputError
 from pipeline.patient_table import tabulate
-from pipeline.tracking import artifact_location, sqlite_store
+from pipeline.store import artifact_location, sqlite_store
 
 SHA = "ab" * 32
 COUNTS = {"a1": [60, 20, 20], "a2": [0, 0, 0], "b1": [50, 0, 50]}  # TP, FP, FN of class 1, of 1000 pixels
