@@ -37,11 +37,11 @@ def without_paths(error: BaseException, cases: Iterable[Case] = ()) -> str:
     """
     cases = list(cases)
     chain = list(_chain(error))
+    named = next((case[0] + ": " for one in chain if (case := _case_in(str(one), cases))), "")
     refused = next((one for one in chain if isinstance(one, Refused) and one.rule), None)
     if refused is not None:
-        case = _case_in(str(refused), cases)
-        return f"{type(refused).__name__}: {case[0] + ': ' if case else ''}{refused.rule}"
-    return f"{type(chain[-1]).__name__}: {_text(chain[-1], cases)}"[:VALUE_LENGTH]
+        return f"{type(refused).__name__}: {named}{refused.rule}"
+    return f"{type(chain[-1]).__name__}: {_text(chain[-1], cases, named)}"[:VALUE_LENGTH]
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -51,11 +51,12 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _text(error: BaseException, cases: Sequence[Case]) -> str:
+def _text(error: BaseException, cases: Sequence[Case], named: str) -> str:
+    """What an error says, or why it is not told; `named` is the id of the case whose file it is about, if any."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        return named + error.strerror
     if _raised_by_a_reader(error):
-        return MAY_QUOTE
+        return named + MAY_QUOTE
     text = str(error)
     case = _case_in(text, cases)
     if case is not None:  # a decoder's own words stand in brackets

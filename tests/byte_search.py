@@ -21,7 +21,7 @@ ZLIB_STARTS = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
 
 DATA_URI = re.compile(rb"base64,([A-Za-z0-9+/=\s]{8,})")
 ESCAPED = re.compile(rb"\\u([0-9a-fA-F]{4})")
-SQLITE = b"SQLite format 3\x00"
+ZIP, SQLITE = b"PK\x03\x04", b"SQLite format 3\x00"
 DEEPEST = 6
 """How many containers may stand in one another."""
 
@@ -92,7 +92,7 @@ def _base64(data):
 
 
 def _parts(data):
-    if zipfile.is_zipfile(io.BytesIO(data)):
+    if data.startswith(ZIP):
         yield from _zipped(data)
     for kind, start, opened in (
         ("gzip", b"\x1f\x8b", gzip.decompress),
@@ -106,7 +106,8 @@ def _parts(data):
     yield "zlib", b"\n".join(_streams(data))
     for match in DATA_URI.finditer(data):
         yield f"data URI at {match.start()}", base64.b64decode(match[1] + b"===")
-    yield from _unescaped(data)
+    if not data.startswith((ZIP, SQLITE)):  # changed bytes are no archive any more; what is in it comes by itself
+        yield from _unescaped(data)
 
 
 def _zipped(data):

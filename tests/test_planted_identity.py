@@ -1,0 +1,221 @@
+"""Nothing that identifies a patient gets where it should not: a known identity goes through the whole line.
+
+It stands in headers, in names of files and folders, and in letters burnt into the air. It may be in the dataset's own
+folder alone, where manifest, key and DICOM answers lie; runs, store, checkpoints and report must not have it.
+"""
+
+import contextlib
+import io
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from pipeline.audit import checked_cases
+from pipeline.failures import without_paths
+from pipeline.loading import LoadCased
+from pipeline.manifest import Case, read
+from pipeline.tracking import sqlite_store
+from tests import planted
+from tests.byte_search import found
+from tests.test_tracking import trainer
+
+BUNDLE = "hippocampus_mri_segmentation"
+NETWORK = ["--width", 4, "--depth", 2]
+
+
+def overtile(*words):
+    """Run a command in this process: exit code, and what the terminal was told."""
+    from pipeline.cli import main
+
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["overtile", *map(str, words)])
+        patch.setattr(sys, "excepthook", sys.excepthook)
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+    return code, told.getvalue()
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory, empty_store):
+    """Six patients from index to prediction: the dataset's folder, the results' folder, what the terminal was told."""
+    folder = tmp_path_factory.mktemp("line")
+    site, out = planted.write_mr(folder / planted.SITE), folder / "out"
+    out.mkdir()
+    shutil.copy(empty_store, out)
+    told = {}
+    for words in commands(site, out):
+        code, said = overtile(*words)
+        assert code == 0, said
+        told[words[0]] = said
+    return site, out, told
+
+
+def commands(site, out):
+    """The line, from files to answers; a release is to come last."""
+    manifest = site / "manifest.json"
+    store = sqlite_store(out)
+    training = ["--epochs", 2, "--patch", "[32, 32, 8]", "--workers", 0, "--tracking_uri", store, *NETWORK]
+    return [
+        ["index", site, "--name", "phantom", "--out", manifest],
+        ["split", manifest, "--fractions", 0.5, 0.2, 0.3],
+        ["audit", manifest],
+        ["run", BUNDLE, "training", "--manifest", manifest, "--output_dir", out / "run", *training],
+        evaluation(manifest, out / "test", store, out / "run/model.pt"),
+        ["predict", "--bundle", BUNDLE, "--checkpoint", out / "run/model.pt", "--input", site,
+         "--output", site / "answers", *NETWORK],
+        ["runs", out],
+    ]  # fmt: skip
+
+
+def evaluation(manifest, output, store, checkpoint):
+    places = ["--manifest", manifest, "--output", output, "--tracking-uri", store, "--checkpoint", checkpoint]
+    return ["evaluate", "--bundle", BUNDLE, *places, *NETWORK]
+
+
+def test_no_byte_of_the_results_tells_who_it_was(line):
+    _, out, _ = line
+    assert (out / "run/last.pt").is_file()
+    assert (out / "test/evaluation.json").is_file()
+    assert found([out], planted.texts()) == []
+
+
+def test_it_is_where_it_belongs(line):
+    site, _, _ = line
+    answers = sorted((site / "answers").rglob("*.dcm"))
+    assert len(answers) == 6
+    for file in [site / "manifest.json", *answers]:
+        assert found([file], planted.texts()), file
+
+
+def test_a_certificate_beside_an_answer_names_nobody(line):
+    site, _, _ = line
+    for number, file in enumerate(sorted((site / "answers").rglob("*.certificate.json"))):
+        assert found([file], planted.texts()) == [], number
+
+
+def test_the_terminal_names_files_and_quotes_no_header(line):
+    for command, said in line[2].items():
+        assert said
+        assert [text for text in planted.HEADER_ONLY if text.lower() in said.lower()] == [], command
+
+
+BROKEN = {
+    "a slice is missing": lambda case, files: files[3].unlink(),
+    "a slice is there twice": lambda case, files: again(files[3], "Zwiebelacker, copy.dcm"),
+    "a file is cut short": lambda case, files: cut(files[3]),
+    "a header has a name in the place of a number": lambda case, files: edited(files[3], PixelSpacing="Zwiebel\\1"),
+    "the series is another one": lambda case, files: edited(*files, SeriesInstanceUID=f"{planted.UIDS}.99"),
+    "its files are gone": lambda case, files: [file.unlink() for file in files],
+    "the reference is no DICOM file": lambda case, files: Path(case["label"]).write_text("Zwiebel"),
+    "the reference is of another patient": lambda case, files: case.update(label=str(of_another(case))),
+    "the reference is gone": lambda case, files: Path(case["label"]).unlink(),
+    "a class is not declared": lambda case, files: case.update(label_values={"0": 0, "1": 1}),
+    "a volume has NaN": lambda case, files: as_nifti(case, np.nan),
+    "a volume is cut short": lambda case, files: cut(as_nifti(case, 0)),
+}
+
+
+def again(file, name):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # a copy that is the same in every byte is passed over
+    file.with_name(name).write_bytes(content)
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def edited(*files, **attributes):
+    for file in files:
+        content = file.read_bytes()
+        for keyword, value in attributes.items():
+            old = dcmread(file)[keyword]
+            plain = "\\".join(map(str, old.value)) if old.VM > 1 else str(old.value)
+            assert plain.encode() in content
+            content = content.replace(plain.encode(), value.ljust(len(plain))[: len(plain)].encode())
+        file.write_bytes(content)
+
+
+def of_another(case):
+    return next(path for path in Path(case["root"]).rglob("SEG*.dcm") if str(path) != case["label"])
+
+
+def as_nifti(case, value):
+    path = Path(case["root"]) / "Zwiebelacker, Quirina.nii"
+    image = nib.Nifti1Image(np.full((4, 4, 4), value, np.float32), np.eye(4))
+    image.header["descrip"] = b"Zwiebelacker, Quirina"
+    nib.save(image, path)
+    case["image"] = str(path)
+    return path
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_an_error_is_told_to_the_store_without_it(line, tmp_path, what):
+    site = shutil.copytree(line[0], tmp_path / planted.SITE, ignore=shutil.ignore_patterns("answers"))
+    manifest = read(site / "manifest.json")
+    case = manifest.training[0].model_dump(include={"id", "image", "label", "series"}) | {"root": str(site)}
+    case |= {"image": str(site / case["image"]), "label": str(site / case["label"])}
+    case["label_values"] = manifest.label_values
+    BROKEN[what](case, sorted(Path(case["image"]).iterdir()))
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever it is
+        LoadCased(["image", "label"], case["label_values"])(case)
+    told = without_paths(caught.value, [case for _, case in manifest.cases()])
+    assert [text for text in planted.texts() if text.lower() in told.lower()] == [], told
+    assert len(told) > len("DataError: ")
+
+
+def test_a_file_that_goes_while_a_run_reads_is_told_by_case_and_rule(line, empty_store, tmp_path, monkeypatch):
+    def checked_and_gone(*arguments):
+        items = checked_cases(*arguments)
+        sorted((site / case.image).iterdir())[3].unlink()
+        return items
+
+    site = shutil.copytree(line[0], tmp_path / planted.SITE, ignore=shutil.ignore_patterns("answers"))
+    out = tmp_path / "out"
+    shutil.copytree(empty_store.parent, out)
+    case = read(site / "manifest.json").test[0]
+    monkeypatch.setattr("pipeline.audit.checked_cases", checked_and_gone)
+    code, said = overtile(
+        *evaluation(site / "manifest.json", out / "test", sqlite_store(out), line[1] / "run/model.pt")
+    )
+    assert (code, "Zwiebel" in said) == (2, True)  # the terminal names the file
+    with sqlite3.connect(out / "mlflow.db") as store:
+        ((reason,),) = store.execute("select value from tags where key = 'failure'")
+    assert reason == f"Refused: {case.id}: missing slice"
+    assert found([out], planted.texts()) == []
+
+
+ENDS = {
+    "a full disk": OSError(28, "No space left on device", f"/{planted.SITE}/last.pt"),
+    "a stop": KeyboardInterrupt(f"stopped in {planted.SITE}"),
+    "a library that quotes": RuntimeError(f"shape of {planted.SITE}/Zwiebelacker.nii is odd"),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_however_a_training_ends_the_store_does_not_know_of_whom(line, empty_store, tmp_path, how):
+    def explode(_):
+        raise ENDS[how]
+
+    shutil.copy(empty_store, tmp_path)
+    with pytest.raises(type(ENDS[how])):
+        trainer(line[0] / "manifest.json", tmp_path, explode).run()
+    assert found([tmp_path], planted.texts()) == []
+
+
+def test_case_ids_are_pseudonyms(line):
+    manifest = read(line[0] / "manifest.json")
+    assert len({case.patient for _, case in manifest.cases()}) == 6
+    for _, case in manifest.cases():
+        assert isinstance(case, Case)
+        assert not [text for text in planted.texts() if text.lower() in case.id.lower()]
