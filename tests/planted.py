@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydicom import dcmread
 
-from pipeline.dicom import read_image, read_series
-from pipeline.seg import save, write_segmentation
+from pipeline.dicom import read_series
+from pipeline.seg import write_segmentation
 from pipeline.synthetic_series import write_series
 
 SIDE, SLICES = 96, 8
@@ -134,7 +134,7 @@ def write_mr(root, people=6):
 def _head(person):
     """Volume and label, (X, Y, Z) as stored: X to the patient's left, Y to the back."""
     rng = np.random.default_rng(person.number)
-    x, y, z = np.meshgrid(np.arange(SIDE), np.arange(SIDE), np.arange(SLICES), indexing="ij")
+    x, y, _ = np.meshgrid(np.arange(SIDE), np.arange(SIDE), np.arange(SLICES), indexing="ij")
     middle = (SIDE - 1) / 2
     body = np.hypot(x - middle, y - middle) < BODY_MM
     core = np.hypot(x - middle, y - middle) < 10 + person.number

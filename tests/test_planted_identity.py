@@ -47,7 +47,7 @@ def overtile(*words):
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory, empty_store):
-    """Six patients from index to prediction: the dataset's folder, the results' folder, what the terminal was told."""
+    """Six patients from index to report: the dataset's folder, the results' folder, what the terminal was told."""
     folder = tmp_path_factory.mktemp("line")
     site, out = planted.write_mr(folder / planted.SITE), folder / "out"
     out.mkdir()
@@ -74,6 +74,7 @@ def commands(site, out):
         ["predict", "--bundle", BUNDLE, "--checkpoint", out / "run/model.pt", "--input", site,
          "--output", site / "answers", *NETWORK],
         ["runs", out],
+        ["report", out / "test", "--out", out / "report.html"],
     ]  # fmt: skip
 
 
@@ -86,6 +87,7 @@ def test_no_byte_of_the_results_tells_who_it_was(line):
     _, out, _ = line
     assert (out / "run/last.pt").is_file()
     assert (out / "test/evaluation.json").is_file()
+    assert "data:image/png;base64," in (out / "report.html").read_text()
     assert found([out], planted.texts()) == []
 
 
@@ -167,7 +169,7 @@ def test_an_error_is_told_to_the_store_without_it(line, tmp_path, what):
     case |= {"image": str(site / case["image"]), "label": str(site / case["label"])}
     case["label_values"] = manifest.label_values
     BROKEN[what](case, sorted(Path(case["image"]).iterdir()))
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - whatever it is
+    with pytest.raises(Exception) as caught:
         LoadCased(["image", "label"], case["label_values"])(case)
     told = without_paths(caught.value, [case for _, case in manifest.cases()])
     assert [text for text in planted.texts() if text.lower() in told.lower()] == [], told
