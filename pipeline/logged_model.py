@@ -1,7 +1,7 @@
 """A network and its best weights as an MLflow model: exported as a graph, so that loading it runs no code of ours.
 
 The format is MLflow's `pt2`: `torch.export` writes the graph as JSON and the weights as plain numbers. The model takes
-the image as the bundle's preprocessing leaves it and answers with logits; tiling and what comes after stay in the bundle.
+the image as the bundle's preprocessing leaves it and answers with logits; tiling and what comes after are the bundle's.
 """
 
 from __future__ import annotations

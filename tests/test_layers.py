@@ -23,6 +23,7 @@ FLOORS = [
         "terms",
         "metric_names",
         "stopwatch",
+        "verdicts",
     ],
     ["review", "atomic", "config_check", "labels", "encoders", "batches", "dicom_files", "dicom_values"],
     ["store", "journal"],
@@ -80,7 +81,9 @@ FLOORS = [
     ["lookalikes"],
     ["index"],
     ["weights", "checkpoint", "patient_table", "fetch", "unmatched", "dicom_index", "dicom_report"],
-    ["split", "audit", "phantom", "tracking", "separation", "instance_scores", "surface_distances"],
+    ["split", "audit", "phantom", "separation", "instance_scores", "surface_distances", "logged_model"],
+    ["run_notes"],
+    ["tracking"],
     ["bundle", "predict", "evaluate", "patient_dice", "parent"],
     ["patient_flow", "run_record", "report_words"],
     ["report_charts"],
@@ -116,7 +119,7 @@ ONLY = {
     },
     "highdicom": {"defects", "dicom", "seg"},
     "monai.bundle": {"bundle"},
-    "mlflow": {"store"},
+    "mlflow": {"logged_model", "store"},
     "pooch": {"fetch"},
 }
 """Packages that are imported in one place."""
