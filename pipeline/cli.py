@@ -163,6 +163,9 @@ def evaluate(
     ):
         if (output / name).exists():
             _print(f"The worst {what}: {output / name}")
+    for what, name in (("Reliability", "calibration.png"), ("Subgroups", "subgroups.png")):
+        if (output / name).exists():
+            _print(f"{what}: {output / name}")
 
 
 @app.command(context_settings=MORE)
@@ -227,7 +230,7 @@ def _number_or_path(word: str | None) -> float | str | None:
 
 def _print_scores(table: dict[str, Any]) -> None:
     """The table per patient, and how well cells are separated."""
-    from pipeline import instance_scores, provenance, separation, surface_distances, tables
+    from pipeline import calibration, instance_scores, provenance, separation, subgroups, surface_distances, tables
 
     checkpoint = table["checkpoint_sha256"][:12]
     _print(f"\n{table['partition']} partition of {table['manifest']}, checkpoint {checkpoint}")
@@ -240,6 +243,10 @@ def _print_scores(table: dict[str, Any]) -> None:
         _print("\n" + "\n".join(instance_scores.lines(table["instances"])))
     if "surface_distances" in table:
         _print("\n" + "\n".join(surface_distances.lines(table["surface_distances"])))
+    if "calibration" in table:
+        _print("\n" + "\n".join(calibration.lines(table["calibration"])))
+    if groups := subgroups.lines(table):
+        _print("\n" + "\n".join(groups))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def crossvalidate(
 
     Further words are overrides: --width 8. The same command again goes on where it was stopped.
     """
-    from pipeline import child_process, instance_scores, surface_distances, tables, trials
+    from pipeline import calibration, child_process, instance_scores, subgroups, surface_distances, tables, trials
     from pipeline import compare as comparing
 
     common = _overrides(context, minutes)
@@ -105,7 +105,9 @@ def crossvalidate(
     console.print(tables.scores(table))
     objects = instance_scores.lines(table["instances"]) if "instances" in table else []
     surfaces = surface_distances.lines(table["surface_distances"]) if "surface_distances" in table else []
-    say("\n".join([*tables.notes(table), *objects, *surfaces, *table["cautions"]]))
+    trusted = calibration.lines(table["calibration"]) if "calibration" in table else []
+    more = [*objects, *surfaces, *trusted, *subgroups.lines(table)]
+    say("\n".join([*tables.notes(table), *more, *table["cautions"]]))
     say(f"Every case: {output / comparing.CROSS_VALIDATION}")
 
 

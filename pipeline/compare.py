@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import bundle as bundles
-from pipeline import evaluate, paired, paired_picture
+from pipeline import calibration, charts, evaluate, overlay, paired, paired_picture, patient_scores, subgroups
 from pipeline.atomic import atomic
 from pipeline.children import Run, Say, read_plan, run_trials, write_plan
 from pipeline.configuration import pathless
@@ -76,9 +76,22 @@ def cross_validate(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
         found["cautions"] = paired.cautions(
             len(found["patients"]), found["unit"], len(plan.seeds), _folds(plan), each="fold"
         )
+        found |= subgroups.tabulated(found, read(plan.manifest))
         _write(found, plan.output / CROSS_VALIDATION)
-        parent.log(_mean_scalars(found), [plan.output / CROSS_VALIDATION])
+        parent.log(_mean_scalars(found), [plan.output / CROSS_VALIDATION, *_charts(found, plan.output)])
     return found
+
+
+def _charts(found: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw the reliability diagrams and the subgroups of all patients, where there are any."""
+    pictures = {subgroups.PICTURE: subgroups.picture(found)}
+    if evaluate.CALIBRATION in found:
+        diagrams = calibration.diagram(found[evaluate.CALIBRATION])
+        pictures[calibration.Calibration.picture_name] = charts.pixels(diagrams)
+    drawn = {folder / name: picture for name, picture in pictures.items() if picture is not None}
+    for path, picture in drawn.items():
+        overlay.save(picture, path)
+    return list(drawn)
 
 
 def _why_no_folds(manifest: Path) -> str:
@@ -141,7 +154,7 @@ def _about(plan: Plan, tables: Mapping[tuple[str, int], Mapping[str, Any]]) -> d
         **_split_digests(manifest, table),
         "unit": table["unit"],
         "classes": table["classes"],
-        "headline": paired.headline(table),
+        "headline": patient_scores.headline(table),
         "variants": _variants(plan),
         "common": _shown(plan.common),
         "seeds_trained": list(plan.seeds),
@@ -178,7 +191,7 @@ def _difference_scalars(found: Mapping[str, Any]) -> dict[str, float]:
 
 def _mean_scalars(found: Mapping[str, Any]) -> dict[str, float]:
     """Means over patients and the ends of their intervals, under the names that an evaluation's run has."""
-    scores = paired.per_patient(found)
+    scores = patient_scores.per_patient(found)
     values = {}
     for name in found["headline"]:
         defined = [value for row in scores.values() if (value := row.get(name)) is not None]

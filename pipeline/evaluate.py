@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from skimage.filters import threshold_otsu
 
-from pipeline import instance_scores, overlay, planes, surface_distances
+from pipeline import calibration, instance_scores, overlay, planes, subgroups, surface_distances
 from pipeline.atomic import atomic
 from pipeline.batches import cases_of, classes, volume_spacing_mm
 from pipeline.checkpoint import training_of
@@ -21,27 +21,27 @@ from pipeline.digests import file_digest
 from pipeline.errors import InputError
 from pipeline.manifest import read, unit_name
 from pipeline.metrics import dice_empty_scored, overlap_counts, pixel_error
+from pipeline.patient_scores import INSTANCES, NETWORK, SURFACES
 from pipeline.patient_table import tabulate
 from pipeline.provenance import refuse_overlap
 from pipeline.scoring import Scored, Scorer
 from pipeline.tables import MEASURES
 
 BASELINE = "otsu"
-NETWORK = "network"
-"""The two methods of a table."""
+"""The other method of a table."""
 
 WORST = 3
 """Cases that the overlay shows: those with the lowest Dice."""
 
-SURFACES = surface_distances.SurfaceDistances.name
-"""The key of the table of surface distances."""
-
-PROBABILITIES, INSTANCES = "probabilities", "instances"
+PROBABILITIES = "probabilities"
 """What the postprocessing leaves beside the prediction: (classes, H, W), or (1, H, W) of class 1; and the reference's
 objects that a case may be loaded with, (1, H, W)."""
 
 TABLE, OVERLAY, PICTURES = "evaluation.json", "worst.png", "worst*.png"
 """The files of an evaluation; a picture that this evaluation does not make is removed, since it is of another one."""
+
+CALIBRATION = calibration.Calibration.name
+"""The key of what is known of the probabilities."""
 
 
 class CaseTable:
@@ -104,7 +104,7 @@ class CaseTable:
 
     def _start(self, _: Engine) -> None:
         refuse_another_partition(self.output_dir, self.partition)
-        manifest = read(self.manifest)
+        self.cases_from = manifest = read(self.manifest)
         self.spacing_mm, self.unit = manifest.spacing_mm, unit_name(manifest)
         self.about = {
             "partition": self.partition,
@@ -165,10 +165,13 @@ class CaseTable:
             table[scorer.name] = scorer.table()
             values |= scorer.scalars()
             pictures[scorer.picture_name] = scorer.picture()
+        table |= subgroups.tabulated(table, self.cases_from)
+        pictures[subgroups.PICTURE] = subgroups.picture(table)
         with atomic(self.output_dir / TABLE) as temporary:
             temporary.write_text(json.dumps(table, indent=1) + "\n")
-        for stale in self.output_dir.glob(PICTURES):
-            stale.unlink()
+        for stale in (PICTURES, calibration.Calibration.picture_name, subgroups.PICTURE):
+            for file in self.output_dir.glob(stale):
+                file.unlink()
         for name, picture in pictures.items():
             if picture is not None:
                 overlay.save(picture, self.output_dir / name)
@@ -219,12 +222,24 @@ def pooled_table(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         table[INSTANCES] = instance_scores.joined([table[INSTANCES] for table in tables])
     if all(SURFACES in table for table in tables):
         table[SURFACES] = surface_distances.joined([table[SURFACES] for table in tables])
+    if all(CALIBRATION in table for table in tables):
+        table[CALIBRATION] = calibration.joined([table[CALIBRATION] for table in tables])
     return table
 
 
 def _about(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What stands before the scores: one value where all tables have the same."""
-    result = {"cases", "patients", "summary", INSTANCES, SURFACES, "separation"}
+    result = {
+        "cases",
+        "patients",
+        "summary",
+        INSTANCES,
+        SURFACES,
+        CALIBRATION,
+        "separation",
+        subgroups.NAME,
+        subgroups.ABOUT,
+    }
     values = {key: [table.get(key) for table in tables] for key in tables[0] if key not in result}
     return {key: its[0] if all(value == its[0] for value in its) else its for key, its in values.items()}
 

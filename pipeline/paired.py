@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline import surface_distances
 from pipeline.errors import DataError
-from pipeline.evaluate import INSTANCES, NETWORK, SURFACES
-from pipeline.instance_scores import PRINTED
 from pipeline.metrics import bootstrap_interval
-from pipeline.tables import FEW, PER_CLASS
-
-Scores = dict[str, dict[str, float | None]]
-"""Patient -> measure -> value; None where the measure is not defined for the patient."""
-
-
-def measures(row: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
-    """A patient's scores flat: `{"dice": {"cell": 0.9}, "pixel_error": 0.1}` -> `dice_cell`, `pixel_error`.
-
-    Counts (whole numbers) and lists are left out.
-    """
-    flat: dict[str, float | None] = {}
-    for key, value in row.items():
-        name = f"{prefix}_{key}" if prefix else str(key)
-        if isinstance(value, Mapping):
-            flat |= measures(value, name)
-        elif value is None or isinstance(value, float):
-            flat[name] = value
-    return flat
-
-
-def per_patient(table: Mapping[str, Any]) -> Scores:
-    """Every patient's scores in an evaluation's table; of objects and surfaces, where scored, the mean of its cases.
-
-    A case whose prediction or reference is empty has no surface distance: the mean is of the others.
-    """
-    scores = {row["patient"]: measures(row[NETWORK]) for row in table["patients"]}
-    images: dict[str, list[dict[str, float | None]]] = defaultdict(list)
-    for case in table.get(INSTANCES, {"cases": []})["cases"]:
-        images[case["patient"]].append(measures(case))
-    for patient, rows in images.items():
-        scores[patient] |= {name: _mean([row[name] for row in rows]) for name in rows[0]}
-    surfaces: dict[str, list[dict[str, float | None]]] = defaultdict(list)
-    for case in table.get(SURFACES, {"cases": []})["cases"]:
-        surfaces[case["patient"]].append(measures({score: case[score] for score in surface_distances.SCORES}))
-    for patient, rows in surfaces.items():
-        scores[patient] |= {name: _mean([r[name] for r in rows if r[name] is not None]) for name in rows[0]}
-    return scores
+from pipeline.patient_scores import Scores, per_patient
+from pipeline.tables import FEW
 
 
 def seed_means(tables: Sequence[Mapping[str, Any]]) -> Scores:
@@ -134,14 +94,6 @@ def means(scores: Scores) -> dict[str, float | None]:
     """Mean over the patients for whom a measure is defined."""
     names = dict.fromkeys(name for row in scores.values() for name in row)
     return {name: _mean([v for row in scores.values() if (v := row.get(name)) is not None]) for name in names}
-
-
-def headline(table: Mapping[str, Any]) -> list[str]:
-    """The measures to show of an evaluation's table: those that it says itself, of its objects and of its surfaces."""
-    per_class = [(m, [f"{m}_{name}" for name in table["classes"][1:]]) for m in table["measures"]]
-    shown = [name for measure, names in per_class for name in (names if measure in PER_CLASS else [measure])]
-    surfaces = [f"{score}_{name}" for score in surface_distances.SCORES for name in table["classes"][1:]]
-    return [*shown, *(PRINTED if INSTANCES in table else ()), *(surfaces if SURFACES in table else ())]
 
 
 def cautions(patients: int, unit: str, seeds: int, folds: int | None, *, each: str = "variant") -> list[str]:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline import paired
+from pipeline import paired, patient_scores
 from pipeline.errors import DataError
 from pipeline.metrics import bootstrap_interval
 
@@ -21,7 +21,7 @@ def row_of(found, second, measure="dice_cell"):
 
 
 def test_scores_are_flattened_and_counts_left_out():
-    assert paired.per_patient(table(p1=0.5)) == {"p1": {"dice_cell": 0.5, "pixel_error": 0.25}}
+    assert patient_scores.per_patient(table(p1=0.5)) == {"p1": {"dice_cell": 0.5, "pixel_error": 0.25}}
 
 
 def test_seeds_are_averaged_before_patients_are_paired():
@@ -88,14 +88,14 @@ def test_scores_of_objects_are_those_of_a_patients_images():
     with_objects = table(p1=0.5, p2=0.6)
     cases = [("p1", 0.25), ("p1", 0.75), ("p2", 1.0)]
     with_objects["instances"] = {"cases": [{"id": "x", "patient": p, "aji": v, "merged": 3} for p, v in cases]}
-    scores = paired.per_patient(with_objects)
+    scores = patient_scores.per_patient(with_objects)
     assert [scores[patient]["aji"] for patient in ("p1", "p2")] == [0.5, 1.0]
     assert "merged" not in scores["p1"]
 
 
 def test_what_is_shown_is_what_the_evaluation_shows():
-    assert paired.headline(table(p1=0.5) | {"measures": ["dice", "miou"]}) == ["dice_cell", "miou"]
-    shown = paired.headline(table(p1=0.5) | {"measures": ["iou"], "instances": {"cases": []}})
+    assert patient_scores.headline(table(p1=0.5) | {"measures": ["dice", "miou"]}) == ["dice_cell", "miou"]
+    shown = patient_scores.headline(table(p1=0.5) | {"measures": ["iou"], "instances": {"cases": []}})
     assert shown[:3] == ["iou_cell", "aji", "ap_50"]
 
 
@@ -103,6 +103,6 @@ def test_surfaces_are_compared_by_the_mean_of_the_cases_that_have_a_distance():
     cases = [{"id": str(n), "patient": "p1", "missed": [], "added": [], "hd95": {"cell": d}, "surface_dice": {"cell": s}}
              for n, (d, s) in enumerate([(2.0, 1.0), (4.0, 0.5), (None, 0.0)])]  # fmt: skip
     with_surfaces = table(p1=0.5) | {"measures": ["dice"], "surface_distances": {"cases": cases}}
-    scores = paired.per_patient(with_surfaces)["p1"]
+    scores = patient_scores.per_patient(with_surfaces)["p1"]
     assert (scores["hd95_cell"], scores["surface_dice_cell"]) == (3.0, 0.5)
-    assert paired.headline(with_surfaces) == ["dice_cell", "hd95_cell", "surface_dice_cell"]
+    assert patient_scores.headline(with_surfaces) == ["dice_cell", "hd95_cell", "surface_dice_cell"]
