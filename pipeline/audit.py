@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.dicom import read_series
+from pipeline.dicom import read_image, read_series
+from pipeline.dicom_files import is_dicom
 from pipeline.digests import file_digest, joined
 from pipeline.errors import DataError, InputError
 from pipeline.leaks import by_section, declared_leaks, places
@@ -179,6 +180,8 @@ def _header(case_id: str, name: str, root: Path, series: str | None) -> list[Gri
         if is_volume(path):
             shape, affine, _ = read_geometry(path)
             return [Grid(name, shape, affine)]
+        if not is_image(path) and is_dicom(path):
+            return [Grid(name, read_image(path).pixels.shape, np.eye(4))]
         return [Grid(name, shape, np.eye(4)) for shape in page_shapes(path)]
     except InputError as error:
         return Finding("error", "unreadable file", case_id, str(error))

@@ -73,7 +73,7 @@ def write_certified(
         logger.warning("%s is there, but is not what its SOPInstanceUID stands for: it is written again", path)
     with atomic(path) as temporary:
         segmentation.save_as(temporary, enforce_file_format=True)
-        found = examine(temporary, path.name, **intended)
+        found = examine(temporary, **intended)
         if found["verdict"] != AS_INTENDED:
             raise DataError(f"{path}: not written, for what was read back is not what was to be written: {_why(found)}")
     _write(found, certificate_path(path))
@@ -83,7 +83,7 @@ def write_certified(
 def _unharmed(path: Path, intended: Mapping[str, Any]) -> dict[str, Any] | None:
     """The certificate of a file that is there already; None where it cannot be read or holds something else."""
     try:
-        found = examine(path, path.name, **intended)
+        found = examine(path, **intended)
     except InputError:
         return None
     return found if found["verdict"] == AS_INTENDED else None
@@ -91,7 +91,6 @@ def _unharmed(path: Path, intended: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def examine(
     path: Path,
-    name: str,
     *,
     labels: NDArray[np.integer],
     affine: NDArray[np.floating] | None,
@@ -101,13 +100,12 @@ def examine(
 
     Args:
         path: the file to read.
-        name: of the file in the certificate.
         labels: as for `write_certified`.
         affine: as for `write_certified`.
         names: as for `write_certified`.
 
     Returns:
-        The certificate: file, reader, and per class voxels, volume and centroid, in the file and as intended.
+        The certificate: digest of the file, whose name may be a patient's, reader, and per class voxels, volume and centroid, in the file and as intended.
 
     Raises:
         InputError: the file cannot be read back.
@@ -123,7 +121,6 @@ def examine(
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "file": name,
         "sha256": digest,
         "sop_instance_uid": str(dataset.SOPInstanceUID),
         "segmentation_type": str(dataset.SegmentationType),

@@ -30,7 +30,7 @@ def found(folders, texts):
     """Where planted texts stand: `file > member: text`, in order.
 
     Args:
-        folders: files, or folders that are searched whole, the names of their files and folders included.
+        folders: files, folders that are searched whole, the names of their files and folders included, or bytes.
         texts: to look for, in any spelling.
     """
     needles, seen, hits = _needles(texts), set(), set()
@@ -46,8 +46,11 @@ def found(folders, texts):
 
 def everything(folders):
     """Every file's bytes, and all that they hold when they are unpacked: pairs of a name and bytes."""
-    for folder in map(Path, folders):
-        for path in [folder, *sorted(folder.rglob("*"))]:
+    for folder in folders:
+        if isinstance(folder, bytes):
+            yield from unpacked("bytes", folder)
+            continue
+        for path in [Path(folder), *sorted(Path(folder).rglob("*"))]:
             yield f"{path} (its name)", path.name.encode()
             if path.is_file():
                 yield from unpacked(path.name, path.read_bytes())

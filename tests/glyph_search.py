@@ -8,7 +8,7 @@ from skimage.feature import match_template
 
 from tests.byte_search import everything
 
-FOUND = 0.75
+FOUND = 0.65
 """Correlation from which the letters count as found; what the tests measure lies far on both sides of it."""
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
@@ -31,12 +31,14 @@ def strongest(picture, glyphs, scales):
         glyphs: (H, W) bool, the letters as they were burnt in.
         scales: how many of the picture's pixels one pixel of the letters may be wide.
     """
-    letters = np.pad(glyphs.astype(np.float32), 1)
+    picture = picture.astype(np.float32)
+    letters = np.pad(glyphs.astype(np.float64), 1)
     turned = [np.rot90(side, turns) for side in (letters, letters[:, ::-1]) for turns in range(4)]
     best = 0.0
     for scale in scales:
         size = [max(1, round(edge / scale)) for edge in picture.shape]
         small = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BOX))
+        small = small + np.random.default_rng(0).normal(size=small.shape)  # where all is white, rounding correlates
         for template in turned:
             if all(np.less_equal(template.shape, small.shape)):
                 best = max(best, float(np.abs(match_template(small, template)).max()))

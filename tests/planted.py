@@ -8,6 +8,7 @@ from pydicom import dcmread
 
 from pipeline.dicom import read_series
 from pipeline.seg import write_segmentation
+from pipeline.synthetic_projection import write_projection
 from pipeline.synthetic_series import write_series
 
 SIDE, SLICES = 96, 8
@@ -71,6 +72,8 @@ class Person:
             "PatientID": self.patient_id,
             "OtherPatientIDs": f"OPX8852-{self.number}",
             "PatientBirthDate": self.born,
+            "PatientSex": "FM"[self.number % 2],
+            "PatientAge": f"06{self.number}Y",
             "PatientAddress": f"Rübengasse {self.number}",
             "PatientComments": f"{self.family}, Quirina",
             "AccessionNumber": f"ACX3319-{self.number}",
@@ -128,6 +131,23 @@ def write_mr(root, people=6):
         write_segmentation(
             label, read_series(home / "MR"), home / f"SEG {person.family}.dcm", class_names=CLASS_NAMES, version="1"
         )
+    return root
+
+
+def write_dx(root, people=6):
+    """One X-ray each with its mask, under folders and files that say who it is."""
+    for person in map(Person, range(people)):
+        volume, label = _head(person)
+        name = f"{person.family}_{person.born}"
+        picture, header = volume[:, :, 0].T.astype(np.uint16), person.header
+        del header["FrameOfReferenceUID"], header["SeriesInstanceUID"]
+        write_projection(
+            picture, root / f"{person.patient_id} {person.family}" / f"{name}.dcm", patient_id=person.patient_id,
+            detector_spacing_mm=(1, 1), attributes=header,
+        )  # fmt: skip
+        mask = root / "masks" / f"{person.patient_id}.png"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((255 * (label[:, :, 0].T > 0)).astype(np.uint8)).save(mask)
     return root
 
 

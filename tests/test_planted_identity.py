@@ -25,8 +25,15 @@ from tests import planted
 from tests.byte_search import found
 from tests.test_tracking import trainer
 
-BUNDLE = "hippocampus_mri_segmentation"
+VOLUMES, XRAYS = "hippocampus_mri_segmentation", "chest_xray_segmentation"
 NETWORK = ["--width", 4, "--depth", 2]
+SMALL = {VOLUMES: [*NETWORK], XRAYS: [*NETWORK, "--size", 96]}
+PATCH = {VOLUMES: "[32, 32, 8]", XRAYS: 96}
+INDEXED = {
+    VOLUMES: [],
+    XRAYS: ["--label", "masks/{patient}.png", "--class", "background=0", "--class", "lung=255"],
+}
+WRITE = {VOLUMES: planted.write_mr, XRAYS: planted.write_dx}
 
 
 def overtile(*words):
@@ -48,39 +55,40 @@ def overtile(*words):
 @pytest.fixture(scope="module")
 def line(tmp_path_factory, empty_store):
     """Six patients from index to report: the dataset's folder, the results' folder, what the terminal was told."""
-    folder = tmp_path_factory.mktemp("line")
-    site, out = planted.write_mr(folder / planted.SITE), folder / "out"
-    out.mkdir()
-    shutil.copy(empty_store, out)
+    return run_line(VOLUMES, tmp_path_factory.mktemp("line"), empty_store)
+
+
+def run_line(bundle, folder, empty_store):
+    site, out = WRITE[bundle](folder / planted.SITE), folder / "out"
+    shutil.copytree(empty_store.parent, out)
     told = {}
-    for words in commands(site, out):
+    for words in commands(bundle, site, out):
         code, said = overtile(*words)
         assert code == 0, said
         told[words[0]] = said
     return site, out, told
 
 
-def commands(site, out):
-    """The line, from files to answers; a release is to come last."""
-    manifest = site / "manifest.json"
-    store = sqlite_store(out)
-    training = ["--epochs", 2, "--patch", "[32, 32, 8]", "--workers", 0, "--tracking_uri", store, *NETWORK]
+def commands(bundle, site, out):
+    """The line, from files to answers; what a release is made by is to come last."""
+    manifest, store = site / "manifest.json", sqlite_store(out)
+    training = ["--epochs", 2, "--patch", PATCH[bundle], "--workers", 0, "--tracking_uri", store, *SMALL[bundle]]
     return [
-        ["index", site, "--name", "phantom", "--out", manifest],
+        ["index", site, "--name", "phantom", "--out", manifest, *INDEXED[bundle]],
         ["split", manifest, "--fractions", 0.5, 0.2, 0.3],
         ["audit", manifest],
-        ["run", BUNDLE, "training", "--manifest", manifest, "--output_dir", out / "run", *training],
-        evaluation(manifest, out / "test", store, out / "run/model.pt"),
-        ["predict", "--bundle", BUNDLE, "--checkpoint", out / "run/model.pt", "--input", site,
-         "--output", site / "answers", *NETWORK],
+        ["run", bundle, "training", "--manifest", manifest, "--output_dir", out / "run", *training],
+        evaluation(bundle, manifest, out / "test", store, out / "run/model.pt"),
+        ["predict", "--bundle", bundle, "--checkpoint", out / "run/model.pt", "--input", site,
+         "--output", site / "answers", *SMALL[bundle]],
         ["runs", out],
         ["report", out / "test", "--out", out / "report.html"],
     ]  # fmt: skip
 
 
-def evaluation(manifest, output, store, checkpoint):
+def evaluation(bundle, manifest, output, store, checkpoint):
     places = ["--manifest", manifest, "--output", output, "--tracking-uri", store, "--checkpoint", checkpoint]
-    return ["evaluate", "--bundle", BUNDLE, *places, *NETWORK]
+    return ["evaluate", "--bundle", bundle, *places, *SMALL[bundle]]
 
 
 def test_no_byte_of_the_results_tells_who_it_was(line):
@@ -188,7 +196,7 @@ def test_a_file_that_goes_while_a_run_reads_is_told_by_case_and_rule(line, empty
     case = read(site / "manifest.json").test[0]
     monkeypatch.setattr("pipeline.audit.checked_cases", checked_and_gone)
     code, said = overtile(
-        *evaluation(site / "manifest.json", out / "test", sqlite_store(out), line[1] / "run/model.pt")
+        *evaluation(VOLUMES, site / "manifest.json", out / "test", sqlite_store(out), line[1] / "run/model.pt")
     )
     assert (code, "Zwiebel" in said) == (2, True)  # the terminal names the file
     with sqlite3.connect(out / "mlflow.db") as store:
@@ -215,9 +223,29 @@ def test_however_a_training_ends_the_store_does_not_know_of_whom(line, empty_sto
     assert found([tmp_path], planted.texts()) == []
 
 
+def test_what_waits_for_a_store_names_nobody(line, tmp_path, monkeypatch):
+    def explode(_):
+        raise ENDS["a library that quotes"]
+
+    monkeypatch.setattr("pipeline.outbox.END_SECONDS", 0.1)
+    with pytest.raises(RuntimeError):
+        trainer(line[0] / "manifest.json", tmp_path, explode, store="http://127.0.0.1:9").run()
+    assert list((tmp_path / "unsent").rglob("journal.jsonl"))
+    assert found([tmp_path], planted.texts()) == []
+
+
 def test_case_ids_are_pseudonyms(line):
     manifest = read(line[0] / "manifest.json")
     assert len({case.patient for _, case in manifest.cases()}) == 6
     for _, case in manifest.cases():
         assert isinstance(case, Case)
         assert not [text for text in planted.texts() if text.lower() in case.id.lower()]
+
+
+@pytest.mark.slow
+def test_x_rays_go_through_the_line_likewise(tmp_path, empty_store):
+    site, out, _ = run_line(XRAYS, tmp_path, empty_store)
+    assert found([out], planted.texts()) == []
+    certificates = sorted((site / "answers").rglob("*.certificate.json"))
+    assert len(certificates) == 6
+    assert [found([file.read_bytes()], planted.texts()) for file in certificates] == [[]] * 6
