@@ -200,6 +200,8 @@ class Outbox:
             self._closing = True
             self._ready.notify()
         self._hurry.set()
+        if self._thread.ident is None:
+            self.journal.close()
         self._progress = time.monotonic()
         try:
             while self._thread.is_alive() and time.monotonic() - self._progress < seconds:

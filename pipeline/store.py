@@ -20,6 +20,7 @@ from pipeline.heartbeat import FAILURE, reconcile
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # only a command prints
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import InvalidUrlException, MlflowException, RestException
@@ -89,7 +90,12 @@ def _no_store(store: str, error: Exception) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, short."""
+    """Why something failed, in a few words."""
+    cause = error.__cause__ or error.__context__ or error
+    if isinstance(cause, requests.Timeout) or "timed out" in str(cause):
+        return "no answer in time"
+    if isinstance(cause, requests.ConnectionError):
+        return "no connection"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

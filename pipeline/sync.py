@@ -23,13 +23,13 @@ class Synced:
     reason: str
 
 
-def sync(journal: Path, store: str | None = None, *, seconds: float = 15.0) -> Synced:
+def sync(journal: Path, store: str | None = None, *, seconds: float | None = None) -> Synced:
     """Send a journal; a run that says no end is KILLED, since its process has let go of the journal.
 
     Args:
         journal: its folder, from `pipeline.journal.journals`.
         store: MLflow tracking URI; None for the one that the run was begun with.
-        seconds: to wait without anything getting through.
+        seconds: to wait without anything getting through; None: as long as a run waits at its end.
 
     Raises:
         InputError: a process is working on that run, or the journal does not say where to send it.
