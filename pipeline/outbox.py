@@ -1,24 +1,22 @@
-"""A run's words on their way to MLflow: kept on disk at once, sent by a thread; no training waits for a server."""
+"""What a run says to MLflow: kept on disk at once, sent by a thread; no training waits for a server."""
 
 from __future__ import annotations
 
 import logging
 import posixpath
 import shutil
-import threading
-import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.delivery import BEGIN, END, Delivery
 from pipeline.errors import InputError
-from pipeline.journal import ARTIFACT, UNSENT, Entry, Journal, keep_file, now_ms
-from pipeline.senders import PIXELS, SENDERS, as_json, begin, only_one, refused, written_points
-from pipeline.store import MlflowClient, NoAnswerError, answering, find_run, reason, shown
+from pipeline.journal import ARTIFACT, UNSENT, Journal, keep_file, now_ms
+from pipeline.senders import PIXELS, SENDERS, as_json
+from pipeline.store import MlflowClient, reason, shown
 
 __all__ = ["SENDERS", "Outbox"]
 
@@ -30,31 +28,19 @@ START_SECONDS = 15.0
 END_SECONDS = 15.0
 """So long it waits at its end without anything getting through."""
 
-PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Between two attempts; the last one again and again."""
-
-SILENT_FAILURES = 1
-"""A first failure in a row is told to nobody: a connection that was idle for long ends so."""
-
-FAULTS = 5
-"""An entry that fails so often while the store answers other questions is the entry's fault."""
-
-BEGIN, END = "begin", "end"
-"""The kinds of entry that a start and an end of a run are."""
-
 
 class Outbox:
     """What one run says to a store. No method waits for the store or raises because of it, but `begin` and `close`.
 
     Args:
-        store: MLflow tracking URI.
+        store: MLflow tracking URI; empty for the one that the run was begun with.
         folder: of the results; the journal lies in `unsent` in it.
         key: the run's own name, by which it is taken up again; empty for a new run.
         begun: called in the sending thread with the client and the store's id once the run exists.
         quiet: keep the reason of a failure instead of logging it.
 
     Raises:
-        InputError: another process is working on this run.
+        InputError: another process is working on this run, or no store is known.
     """
 
     def __init__(
@@ -66,28 +52,16 @@ class Outbox:
         begun: Callable[[MlflowClient, str], None] | None = None,
         quiet: bool = False,
     ) -> None:
-        self.store = store
         self.folder = folder
         self.key = key or uuid.uuid4().hex
-        self.begun = begun
-        self.quiet = quiet
-        self.reason = ""
-        self.refused = 0
         self.journal = Journal(folder / UNSENT / self.key)
-        self.run_id = self.journal.told.run_id
-        self._queue = deque(self.journal.pending())
-        self._client: MlflowClient | None = None
-        self._written: set[tuple[str, int]] | None = None
-        self._failures = 0
-        self._warned = False
-        self._mistake: InputError | None = None
-        self._starting = False
-        self._settled = threading.Event()
-        self._hurry = threading.Event()
-        self._closing = self._given_up = False
-        self._progress = time.monotonic()
-        self._ready = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
+        self.store = store or self._store_of_old()
+        self.delivery = Delivery(self.store, self.key, self.journal, begun=begun, quiet=quiet)
+
+    @property
+    def run_id(self) -> str:
+        """The store's id of the run, empty until it is known."""
+        return self.delivery.run_id
 
     def begin(
         self,
@@ -126,20 +100,8 @@ class Outbox:
         payload |= {"parent": parent, "resumed": resumed and not unheard_of, "what": what, "option": option}
         payload |= {"id": uuid.uuid4().hex, "at": now_ms()}
         payload |= {"store": self.store if shown(self.store) == self.store else ""}  # no password on the disk
-        self._starting = True
         self.put(BEGIN, payload)
-        self.start()
-        if not self._settled.wait(START_SECONDS):
-            self.trouble(TimeoutError(f"no answer in {START_SECONDS:g} s"), at_once=True)
-        with self._ready:
-            self._starting = False
-        if self._mistake:
-            self.close()
-            raise self._mistake
-
-    def start(self) -> None:
-        """Begin to send."""
-        self._thread.start()
+        self.delivery.start_and_wait(START_SECONDS)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
@@ -178,9 +140,7 @@ class Outbox:
         except OSError as error:  # say a full disk: no training ends for want of a picture
             logger.warning("MLflow run: a %s could not be kept: %s", kind, reason(error))
             return
-        with self._ready:
-            self._queue.append(entry)
-            self._ready.notify()
+        self.delivery.add(entry)
 
     def end(self, status: str, failure: str = "") -> None:
         """Say how the run ended: FINISHED, FAILED or KILLED, and why."""
@@ -195,159 +155,21 @@ class Outbox:
         Returns:
             How many entries that is.
         """
-        seconds = END_SECONDS if seconds is None else seconds
-        with self._ready:
-            self._closing = True
-            self._ready.notify()
-        self._hurry.set()
-        if self._thread.ident is None:
-            self.journal.close()
-        self._progress = time.monotonic()
-        try:
-            while self._thread.is_alive() and time.monotonic() - self._progress < seconds:
-                self._thread.join(0.05)
-        finally:
-            self._given_up = True
-        return len(self._queue)
+        return self.delivery.close(END_SECONDS if seconds is None else seconds)
 
-    def trouble(self, error: BaseException, at_once: bool = False) -> None:
-        """A store does not answer: told once, from the second failure in a row on."""
-        self._failures += 1
-        self.reason = reason(error)
-        if self._failures <= SILENT_FAILURES and not at_once:
-            return
-        self._settled.set()
-        if not self._warned and not self.quiet:
-            self._warned = True
-            logger.warning(
-                "%s does not answer (%s). The work goes on; what could not be sent is kept in %s and is sent when it "
-                "answers again, on resume, or by `overtile sync %s`",
-                shown(self.store),
-                self.reason,
-                self.journal.folder.parent,
-                self.folder,
-            )
-
-    def answered(self) -> None:
-        """The store answers."""
-        if self._failures > SILENT_FAILURES and not self.quiet:
-            logger.info("%s answers again; %d entries wait", shown(self.store), len(self._queue))
-        self._failures = 0
+    def trouble(self, error: BaseException) -> None:
+        """Somebody else has found that the store does not answer."""
+        self.delivery.trouble(error)
 
     def _put_file(self, artifact: str, keep: Callable[[Path], Any]) -> None:
         self.put("file", {ARTIFACT: artifact}, lambda folder: keep(folder / posixpath.basename(artifact)))
 
-    def _work(self) -> None:
-        try:
-            while (entry := self._next()) is not None:
-                if not self._delivered(entry):
-                    break
-                with self._ready:
-                    self._queue.popleft()
-                self._progress = time.monotonic()
-        finally:
-            self._settled.set()
+    def _store_of_old(self) -> str:
+        begun = self.journal.last(BEGIN)
+        if begun is None or not begun.payload["store"]:
             self.journal.close()
-
-    def _next(self) -> Entry | None:
-        with self._ready:
-            while not self._queue and not self._closing:
-                self._ready.wait()
-            return self._queue[0] if self._queue else None
-
-    def _delivered(self, entry: Entry) -> bool:
-        """Send until it is through or refused; False when there is no more time."""
-        attempts = faults = 0
-        while not self._given_up:
-            try:
-                self._send(entry)
-            except Exception as error:  # MLflow, its drivers and the network each raise their own
-                if self._is_mistake(entry, error):
-                    return False
-                faults += self._is_fault(error)
-                if entry.kind != BEGIN and (refused(error, self.store) or faults == FAULTS):
-                    self._set_aside(entry, error)
-                    return True
-                self.trouble(error)
-            else:
-                self.answered()
-                self.journal.done(entry, self.run_id)
-                return True
-            self._hurry.wait(PAUSES_SECONDS[min(attempts, len(PAUSES_SECONDS) - 1)])
-            self._hurry.clear()
-            attempts += 1
-        return False
-
-    def _send(self, entry: Entry) -> None:
-        client = self._client = self._client or answering(self.store)
-        if entry.kind == BEGIN:
-            self._begin(client, entry)
-            return
-        payload = entry.payload
-        if entry.kind == "metrics":
-            payload = payload | {"values": self._new_points(client, payload)}
-        elif entry.kind == END:
-            self.run_id = only_one(client, self.key) or self.run_id
-        SENDERS[entry.kind](client, self._known_id(client), payload, entry.folder)
-
-    def _begin(self, client: MlflowClient, entry: Entry) -> None:
-        self.run_id, created = begin(client, self.store, self.key, entry.payload, strict=self._starting)
-        self._written = set() if created else None
-        self._settled.set()
-        if self.begun and entry is self.journal.last(BEGIN):
-            try:
-                self.begun(client, self.run_id)
-            except Exception as error:  # the run is there: that is what counts
-                self.trouble(error)
-
-    def _new_points(self, client: MlflowClient, payload: Mapping[str, Any]) -> dict[str, float]:
-        """Those of steps that the run does not have: a resumed training says again what a killed one has said."""
-        if self._written is None:
-            self._written = written_points(client, self._known_id(client))
-        return {
-            name: value for name, value in payload["values"].items() if (name, payload["step"]) not in self._written
-        }
-
-    def _known_id(self, client: MlflowClient) -> str:
-        if not self.run_id:
-            run = find_run(client, self.key)
-            if run is None:
-                raise LookupError(f"{shown(self.store)} has no run of this key")
-            self.run_id = run.info.run_id
-        return self.run_id
-
-    def _is_mistake(self, entry: Entry, error: Exception) -> bool:
-        """At its start a run refuses what waiting would not mend; later it can only wait."""
-        if not isinstance(error, InputError):
-            if entry.kind != BEGIN or not refused(error, self.store):
-                return False
-            error = InputError(f"{shown(self.store)}: refuses the run ({reason(error)})")
-        with self._ready:
-            begin_entry = self.journal.last(BEGIN)
-            if not self._starting or begin_entry is None:
-                return False
-            self._mistake = error
-            self.journal.withdraw(begin_entry)
-        return True
-
-    def _is_fault(self, error: Exception) -> bool:
-        """Whether the store answers another question."""
-        if isinstance(error, NoAnswerError) or self._client is None:
-            return False
-        try:
-            self._client.search_experiments(max_results=1)
-        except Exception:
-            return False
-        return True
-
-    def _set_aside(self, entry: Entry, error: Exception) -> None:
-        """What a store does not take must not keep the rest from it."""
-        self.refused += 1
-        self.reason = reason(error)
-        self.journal.done(entry, self.run_id, refusal=self.reason)
-        if self.refused == 1 and not self.quiet:
-            what = entry.payload.get(ARTIFACT) or entry.kind
-            logger.warning("%s refuses %s (%s); kept in %s", shown(self.store), what, self.reason, self.journal.folder)
+            raise InputError(f"{self.journal.folder}: does not say where to send it; give --tracking-uri")
+        return str(begun.payload["store"])
 
 
 def _copied(source: Path) -> Callable[[Path], Any]:

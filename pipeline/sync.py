@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import InputError
+from pipeline.delivery import BEGIN, END
 from pipeline.heartbeat import KILLED_OUTRIGHT, PROCESS
-from pipeline.outbox import BEGIN, END, Outbox
+from pipeline.outbox import Outbox
 from pipeline.store import shown
 
 
@@ -35,17 +35,14 @@ def sync(journal: Path, store: str | None = None, *, seconds: float | None = Non
         InputError: a process is working on that run, or the journal does not say where to send it.
     """
     outbox = Outbox(store or "", journal.parents[1], key=journal.name, quiet=True)
+    delivery = outbox.delivery
     begun, ended = outbox.journal.last(BEGIN), outbox.journal.last(END)
-    outbox.store = store or (begun.payload["store"] if begun else "")
-    if not outbox.store:
-        outbox.journal.close()
-        raise InputError(f"{journal}: does not say where to send it; give --tracking-uri")
     if begun and (ended is None or ended.number < begun.number):
         process = begun.payload["tags"].get(PROCESS, "")
         at = max(entry.payload.get("at", 0) for entry in outbox.journal.entries.values())
         outbox.put(END, {"status": "KILLED", "failure": KILLED_OUTRIGHT, "at": at, "process": process})
     waiting = len(outbox.journal.pending())
-    outbox.start()
+    delivery.start()
     left = outbox.close(seconds)
-    sent = waiting - left - outbox.refused
-    return Synced(outbox.folder, shown(outbox.store), sent, left, outbox.refused, outbox.reason)
+    sent = waiting - left - delivery.refused
+    return Synced(outbox.folder, shown(outbox.store), sent, left, delivery.refused, delivery.reason)

@@ -28,6 +28,7 @@ FLOORS = [
     ["review", "atomic", "config_check", "labels", "encoders", "batches", "dicom_files", "dicom_values"],
     ["store", "journal"],
     ["senders"],
+    ["delivery"],
     ["outbox"],
     ["sync"],
     ["paired_picture", "pictures", "volumes", "dicom_pixels", "header_file"],

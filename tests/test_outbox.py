@@ -16,7 +16,7 @@ import requests
 from ignite.engine import Events
 from mlflow import MlflowClient
 
-from pipeline import outbox, senders
+from pipeline import delivery, outbox, senders
 from pipeline.errors import InputError
 from pipeline.heartbeat import first_beat
 from pipeline.outbox import Outbox
@@ -64,7 +64,7 @@ def wait_for(address):
 def quick(monkeypatch):
     """A server is given up after seconds."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-    monkeypatch.setattr(outbox, "PAUSES_SECONDS", (0.1,))
+    monkeypatch.setattr(delivery, "PAUSES_SECONDS", (0.1,))
     monkeypatch.setattr(outbox, "START_SECONDS", 10)
     monkeypatch.setattr(outbox, "END_SECONDS", 6)
 
@@ -186,7 +186,7 @@ def test_killed_outright_without_a_server_and_resumed_with_one(server, tmp_path,
         "box.begin('test', 'a run', tags={'process': 'gone'}, environment={});"
         "box.metrics({'loss': 0.5}, 1); box.metrics({'loss': 0.25}, 2); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    killed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    killed = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     box = begun(tmp_path, server.uri, key_of(tmp_path), resumed=True)
     assert say(box, ALL[1:]) == 0  # epoch 2 was said, but its checkpoint was not written
@@ -250,7 +250,7 @@ class Flaky:
 
 
 def flaky(monkeypatch, method, error, times, does=False):
-    monkeypatch.setattr(outbox, "answering", lambda store: Flaky(MlflowClient(store), method, error, times, does))
+    monkeypatch.setattr(delivery, "answering", lambda store: Flaky(MlflowClient(store), method, error, times, does))
 
 
 @pytest.mark.parametrize("method", ["create_run", "log_batch", "set_terminated", "log_inputs", "log_artifact"])
@@ -278,7 +278,7 @@ def test_what_a_store_refuses_is_kept_aside_and_the_rest_goes_on(folder, overtil
     box.params({"width": 8})
     box.params({"bad name$": 8})
     assert say(box) == 0
-    assert (losses(folder, box.key), box.refused) == (ALL, 1)
+    assert (losses(folder, box.key), box.delivery.refused) == (ALL, 1)
     assert ["refuses params" in text for text in warnings(caplog)] == [True]
     code, output = overtile("sync", folder)
     assert (code, "1 entries are refused" in output) == (1, True), output
@@ -290,7 +290,7 @@ def test_a_fault_of_the_server_about_one_entry_blocks_no_other(folder, monkeypat
     box.params({"width": 8})
     box.put("end", {"status": "FAILED", "failure": "why", "at": 1})
     assert say(box) == 0
-    assert (losses(folder, box.key), box.refused) == (ALL, 1)
+    assert (losses(folder, box.key), box.delivery.refused) == (ALL, 1)
 
 
 def test_half_a_line_is_passed_over(folder, tmp_path):
@@ -352,7 +352,7 @@ def test_no_password_is_written_or_told(folder, quick, monkeypatch, caplog):
     def down(_):
         raise NoAnswerError("down")
 
-    monkeypatch.setattr(outbox, "answering", down)
+    monkeypatch.setattr(delivery, "answering", down)
     box = begun(folder, "https://me:secret@host/mlflow")
     assert say(box) > 0
     assert "https://me:***@host/mlflow does not answer (down)" in warnings(caplog)[0]
