@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline import report_cases, report_figures, report_origin, report_sections
+from pipeline import report_cases, report_figures, report_origin, report_pairs, report_sections
 from pipeline.atomic import atomic
 from pipeline.errors import InputError
+from pipeline.report_cases import Picture
 from pipeline.report_words import NONE, Table, moment
 from pipeline.run_record import Record
 
@@ -41,23 +43,27 @@ SECTIONS = {
 """Of the page, in order: anchor and heading."""
 
 
-def html(record: Record, *, bundle: str | None = None, now: datetime | None = None) -> str:
+def html(
+    record: Record, *, previous: Record | None = None, bundle: str | None = None, now: datetime | None = None
+) -> str:
     """The page.
 
     Args:
         record: of the run, from `pipeline.run_record.read`.
+        previous: the evaluation of the model before it, on the same patients.
         bundle: name or folder of its bundle, where the run's own name for it does not lead there.
         now: when the report is made; None: now.
 
     Raises:
-        InputError: the run's table of scores lacks what every evaluation writes, or there is no such bundle.
+        InputError: the run's table of scores lacks what every evaluation writes, there is no such bundle, or the
+            previous model was scored on something else.
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
         "report.html"
     )
     try:
-        return page.render(_style() | _context(record, bundle) | {"made": moment(now or datetime.now(UTC))})
+        return page.render(_style() | _context(record, bundle, previous) | {"made": moment(now or datetime.now(UTC))})
     except (KeyError, IndexError, TypeError, AttributeError, jinja2.UndefinedError) as error:
         raise InputError(
             f"run {record.run.id}: its evaluation.json or its bundle's metadata lacks what a report needs ({error}); "
@@ -89,21 +95,22 @@ def _style() -> dict[str, Any]:
     return found
 
 
-def _context(record: Record, bundle: str | None) -> dict[str, Any]:
+def _context(record: Record, bundle: str | None, previous: Record | None) -> dict[str, Any]:
     """What the template shows, section by section."""
     run, table = record.run, record.run.evaluation
     name, folder, metadata = report_origin.bundle_of(run, bundle)
     model = str(metadata.get("name") or name or "The model")
     flow = report_sections.flow(record)
-    training = record.trainings[0] if len(record.trainings) == 1 else run if run.partition == "training" else None
+    trainings = record.trainings or ([run] if run.partition == "training" else [])
+    comparison = report_pairs.compared(record, previous) if previous else None
     return {
         "none_shown": NONE,
         "generator": f"{GENERATOR} {version('overtile')}",
         "contents": list(SECTIONS.items()),
         "title": f"{model}: {'evaluation' if table else 'training' if run.partition == 'training' else 'run'} report",
-        "about": f"Run {run.name}, {moment(run.started)}.",
+        "about": f"Run {run.name} of {moment(run.started)}.",
         "state": report_sections.state(record),
-        "verdict": report_sections.verdict(record, model, str(metadata.get("intended_use", ""))),
+        "verdict": report_sections.verdict(record, model, str(metadata.get("intended_use", "")), comparison),
         "verdict_tag": run.tags.get("verdict", ""),
         "notes": record.notes,
         "task": metadata.get("task", ""),
@@ -115,21 +122,30 @@ def _context(record: Record, bundle: str | None) -> dict[str, Any]:
         "flow_complete": flow["complete"],
         "figures": report_figures.tables(table) if table else [],
         "trust": report_figures.how_far_to_trust(table) if table else "",
+        "cautions": table.get("cautions", []) if table else [],
         "subgroups": [],
         "no_subgroups": "This evaluation compared no subgroups.",
-        "pictures": report_cases.pictures(table, run.files) if table else [],
+        "pictures": list(_pictures(record)),
         "case_tables": list(_case_tables(table)) if table else [],
         "calibration": [],
         "no_calibration": "This evaluation did not measure it.",
-        "previous": None,
+        "previous": comparison,
         "no_previous": "No previous model was given; name its run with --previous.",
-        "curves": report_sections.curves(training) if training else [],
+        "curves": report_sections.curves(trainings) if trainings else [],
         "overlap": report_sections.overlap(table) if table else "Nothing was scored.",
         "origin": [report_origin.digests(record), report_origin.runs(record)],
         "resumptions": report_origin.resumptions(record),
         "limits": report_origin.limits(metadata) if metadata else [],
         "limits_of": f", version {metadata['version']}" if "version" in metadata else "",
     }
+
+
+def _pictures(record: Record) -> Iterator[Picture]:
+    """Those of the evaluation; of a cross-validation those of every fold."""
+    for run in record.scored or [record.run]:
+        told = f"{run.name}. " if record.scored else ""
+        for one in report_cases.pictures(run.evaluation, run.files) if run.evaluation else ():
+            yield replace(one, title=told + one.title)
 
 
 def _case_tables(table: Mapping[str, Any]) -> Iterator[Table]:
@@ -141,7 +157,7 @@ def _case_tables(table: Mapping[str, Any]) -> Iterator[Table]:
 
 def _settings(record: Record, folder: Path | None) -> Iterator[tuple[str, Table | None]]:
     """What differs from the defaults, of the training and of the evaluation."""
-    for run in (*record.trainings[:1], record.run):
+    for run in (*record.trainings[:1], *(record.scored[:1] or [record.run])):
         what = "Training" if run.partition == "training" else "Evaluation"
         changed = report_origin.changed_settings(run, folder)
         head = ("Setting", "In this run", "Default")

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.evaluate import INSTANCES, NETWORK, OVERLAY, SURFACES, WORST
 from pipeline.metrics import FN, FP, TP
 from pipeline.patient_table import EMPTY
-from pipeline.report_words import NONE, Table, counted, figure, listed, percent
+from pipeline.report_words import NONE, Table, counted, figure, listed, percent, things
 
 COLOURS = "blue is what was missed, orange what was added, white where both agree"
 """What the colours of a picture mean."""
@@ -25,6 +25,9 @@ SHEETS = {
 }
 """Pictures that scorers make, and what they show."""
 
+MANY_SILENT = 20
+"""Cases with nothing in reference and prediction that are no longer listed one by one: they have no figures."""
+
 RANKS = ("worst", "median", "best")
 """The order in which pictures stand."""
 
@@ -36,7 +39,7 @@ class Picture:
     title: str
     source: str
     alt: str
-    caption: str
+    captions: Sequence[str]
 
 
 def by_dice(evaluation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -66,33 +69,35 @@ def pictures(evaluation: Mapping[str, Any], files: Mapping[str, bytes]) -> list[
             f"{str(entry['rank']).capitalize()}: {entry['case']}",
             _source(files[entry["file"]]),
             f"Case {entry['case']}: image, outlines of reference and prediction, and their difference. {told}",
-            f"{told} In the picture {COLOURS}.",
+            (told, f"In the picture {COLOURS}."),
         )
         for entry in sorted(evaluation.get("pictures") or [], key=_rank)
         if entry.get("file") in files and entry.get("case") in cases
-        for told in [in_words(cases[entry["case"]], evaluation["classes"])]
+        for told in [in_words(cases[entry["case"]], evaluation)]
     ]
     return [*(shown or _sheet(evaluation, files)), *_scorers_sheets(files)]
 
 
-def in_words(case: Mapping[str, Any], classes: Sequence[str]) -> str:
+def in_words(case: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """What is to be seen of a case, in words and figures."""
-    scores = case[NETWORK]
-    return " ".join(_class_in_words(scores, index, name) for index, name in enumerate(classes[1:], start=1))
+    scores, pixel = case[NETWORK], things(evaluation)[1]
+    named = enumerate(evaluation["classes"][1:], start=1)
+    return " ".join(_class_in_words(scores, index, name, pixel) for index, name in named)
 
 
 def case_table(evaluation: Mapping[str, Any]) -> Table:
     """Every case, the worst first."""
     named = evaluation["classes"][1:]
     several = any(case["patient"] != case["id"] for case in evaluation["cases"])
-    extra = _extra_columns(evaluation)
+    extra, pixel = _extra_columns(evaluation), things(evaluation)[1]
+    silent = {case["id"] for case in evaluation["cases"] if not any(map(any, _foreground(case[NETWORK])))}
     head = [
         "Case",
         *([evaluation["unit"].capitalize()] if several else []),
         *(f"Dice {name}" for name in named),
         "Missed",
         "Added",
-        "Wrong pixels",
+        f"Wrong {pixel}s",
         *extra,
     ]
     rows = [
@@ -105,17 +110,22 @@ def case_table(evaluation: Mapping[str, Any]) -> Table:
             *(values.get(case["id"], NONE) for values in extra.values()),
         ]
         for case in by_dice(evaluation)
+        if len(silent) < MANY_SILENT or case["id"] not in silent
     ]
     note = (
-        "Missed: share of the reference's pixels that were not marked, all classes together. Added: pixels marked "
-        "outside it, in per cent of the reference's pixels."
+        f"Missed: share of the reference's {pixel}s that were not marked, all classes together. Added: {pixel}s marked "
+        f"outside it, in per cent of the reference's {pixel}s. Absent: the reference lacks the class."
     )
-    return Table("Every case, the lowest Dice first", head, rows, (note,), text_columns=1 + several)
+    notes = [note]
+    if len(silent) >= MANY_SILENT:
+        notes.append(f"{counted(len(silent), 'case')} without any class, on which nothing was marked, are not listed.")
+    return Table("Every case, the lowest Dice first", head, rows, notes, text_columns=1 + several)
 
 
 def patient_table(evaluation: Mapping[str, Any]) -> Table | None:
     """Every patient, the worst first; None where each has one case."""
     unit, named = evaluation["unit"], evaluation["classes"][1:]
+    image, pixel = things(evaluation)
     if len(evaluation["patients"]) == len(evaluation["cases"]):
         return None
     rows = [
@@ -131,25 +141,27 @@ def patient_table(evaluation: Mapping[str, Any]) -> Table | None:
     ]
     head = [
         unit.capitalize(),
-        "Images",
+        f"{image.capitalize()}s",
         *(f"Dice {name}" for name in named),
         *(f"IoU {name}" for name in named),
-        "Wrong pixels",
+        f"Wrong {pixel}s",
         "False alarms",
     ]
-    note = f"All images of one {unit} are taken together. False alarms: images without a class on which it was marked."
+    note = (
+        f"All {image}s of one {unit} are taken together. False alarms: {image}s without a class on which it was marked."
+    )
     return Table(f"Every {unit}, the lowest Dice first", head, rows, (note,))
 
 
-def _class_in_words(scores: Mapping[str, Any], index: int, name: str) -> str:
+def _class_in_words(scores: Mapping[str, Any], index: int, name: str, pixel: str) -> str:
     tp, fp, fn = (scores["counts"][index][column] for column in (TP, FP, FN))
     size = tp + fn
     if size == 0:
-        marked = f"{counted(fp, 'pixel')} were marked" if fp else "nothing was marked"
+        marked = f"{counted(fp, pixel)} were marked" if fp else "nothing was marked"
         return f"The reference has no {name}; {marked}."
     return (
-        f"Dice of {name} {figure(scores['dice'][name])}: of {size:,} pixels in the reference {percent(fn / size, 1)} "
-        f"were missed; {counted(fp, 'pixel')} were added, {percent(fp / size, 1)} of its size."
+        f"Dice of {name} {figure(scores['dice'][name])}: of {size:,} {pixel}s in the reference {percent(fn / size, 1)} "
+        f"were missed; {counted(fp, pixel)} were added, {percent(fp / size, 1)} of its size."
     )
 
 
@@ -157,7 +169,13 @@ def _dice(scores: Mapping[str, Any], index: int, name: str) -> str:
     if scores["dice"][name] is not None:
         return figure(scores["dice"][name])
     added = scores["counts"][index][FP]
-    return f"absent, {added:,} px marked" if added else "absent, none marked"
+    return f"absent, {added:,} marked" if added else "absent, none marked"
+
+
+def _foreground(scores: Mapping[str, Any]) -> Sequence[Sequence[int]]:
+    """Counts of every class but the background."""
+    counts: Sequence[Sequence[int]] = scores["counts"]
+    return counts[1:]
 
 
 def _missed_and_added(counts: Sequence[Sequence[int]]) -> list[str]:
@@ -183,20 +201,20 @@ def _sheet(evaluation: Mapping[str, Any], files: Mapping[str, bytes]) -> Iterato
     if OVERLAY not in files:
         return
     cases = by_dice(evaluation)[:WORST]
-    told = [f"{case['id']}: {in_words(case, evaluation['classes'])}" for case in cases]
+    told = [f"{case['id']}: {in_words(case, evaluation)}" for case in cases]
     names = listed([case["id"] for case in cases])
     yield Picture(
         f"The {counted(len(cases), 'case')} with the lowest Dice",
         _source(files[OVERLAY]),
         f"From above, {names}: image, outlines of reference and prediction, and their difference. {' '.join(told)}",
-        f"From above: {' '.join(told)} In the right column {COLOURS}.",
+        ("From above:", *told, f"In the right column {COLOURS}."),
     )
 
 
 def _scorers_sheets(files: Mapping[str, bytes]) -> Iterator[Picture]:
     for name, told in SHEETS.items():
         if name in files:
-            yield Picture(told.partition(":")[0], _source(files[name]), f"{told}.", f"{told}.")
+            yield Picture(told.partition(":")[0], _source(files[name]), f"{told}.", (f"{told}.",))
 
 
 def _rank(entry: Mapping[str, Any]) -> tuple[int, str]:

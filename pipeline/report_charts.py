@@ -12,7 +12,7 @@ from pipeline.report_words import figure
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 640, 240
-LEFT, RIGHT, TOP, BOTTOM = 52, 150, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 52, 150, 28, 40
 """Units of the viewBox; the page scales it. To the right stand the names of the lines."""
 
 STEPS = (1, 2, 2.5, 5, 10)
@@ -106,7 +106,7 @@ def _grid(across: _axis, up: _axis, x_name: str, y_name: str) -> Markup:
         )
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(middle, HEIGHT - 6, x_name))
-    parts.append(Markup('<text class="name" x="{}" y="{}">{}</text>').format(WIDTH - RIGHT + 8, HEIGHT - 6, y_name))
+    parts.append(Markup('<text class="axis" x="{}" y="{}">{}</text>').format(8, 14, y_name))
     return Markup("").join(parts)
 
 

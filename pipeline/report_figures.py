@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipeline.evaluate import BASELINE, INSTANCES, NETWORK, SURFACES
 from pipeline.patient_table import EMPTY, VOLUME
-from pipeline.report_words import Table, between, counted, figure, percent, plural, signed, significant
+from pipeline.report_words import Table, between, counted, figure, percent, plural, signed, significant, things
 from pipeline.tables import FEW
 
 METHODS = {NETWORK: "this model", BASELINE: "Otsu's threshold"}
@@ -43,14 +44,27 @@ def how_far_to_trust(evaluation: Mapping[str, Any]) -> str:
     )
 
 
+def is_few(evaluation: Mapping[str, Any]) -> bool:
+    """Whether there are fewer units than an interval needs."""
+    return len(evaluation["patients"]) < FEW
+
+
 def few(evaluation: Mapping[str, Any]) -> str:
     """A sentence about the number of units, and whether that is few."""
     unit, units = evaluation["unit"], len(evaluation["patients"])
     if units < 2:
         return f"{counted(units, unit)} alone cannot say how much others differ, so there is no interval."
-    if units < FEW:
+    if is_few(evaluation):
         return f"{counted(units, unit)} are few: below about {FEW} such intervals are too narrow."
-    return f"{counted(units, unit)} are not few, but all of them are from these data."
+    return f"With {counted(units, unit)} such intervals may be taken at their word, for others like these."
+
+
+def _without_method(evaluation: Mapping[str, Any], table: Table, column: int) -> Table:
+    """The table without its column of methods, where there is but one."""
+    if len(evaluation["summary"]) > 1:
+        return table
+    rows = [[*row[:column], *row[column + 1 :]] for row in table.rows]
+    return replace(table, head=[*table.head[:column], *table.head[column + 1 :]], rows=rows, text_columns=1)
 
 
 def worst(evaluation: Mapping[str, Any], name: str, method: str = NETWORK) -> tuple[str, float] | None:
@@ -79,7 +93,7 @@ def _overlap(evaluation: Mapping[str, Any]) -> Iterator[Table]:
             )
     caption = f"Overlap with the reference, per class: means over {counted(units, unit)}"
     head: Sequence[str] = ("Class", "Method", "Dice", "95 % interval", f"Lowest {unit}", "IoU", "95 % interval")
-    yield Table(caption, head, rows, text_columns=2)
+    yield _without_method(evaluation, Table(caption, head, rows, text_columns=2), 1)
     rows = [
         [
             method_name(method),
@@ -90,7 +104,7 @@ def _overlap(evaluation: Mapping[str, Any]) -> Iterator[Table]:
         ]
         for method, summary in evaluation["summary"].items()
     ]
-    head = ("Method", "mIoU", "95 % interval", "Wrong pixels", "95 % interval")
+    head = ("Method", "mIoU", "95 % interval", f"Wrong {things(evaluation)[1]}s", "95 % interval")
     yield Table(f"All classes together, the background included: means over {counted(units, unit)}", head, rows)
 
 
@@ -109,35 +123,38 @@ def _conventions(evaluation: Mapping[str, Any]) -> Iterator[Table]:
                     figure(single["dice_empty_references_1_or_0"][name]),
                 ]
             )
-    unit = evaluation["unit"]
+    unit, image = evaluation["unit"], things(evaluation)[0]
     head = (
-        "Class", "Method", f"Per {unit}, left out", f"Per {unit}, 1 or 0", "Single images, left out",
-        "Single images, 1 or 0",
+        "Class", "Method", f"Per {unit}, left out", f"Per {unit}, 1 or 0", f"Single {image}s, left out",
+        f"Single {image}s, 1 or 0",
     )  # fmt: skip
     note = (
-        "Where the reference lacks a class, Dice has no meaning. Such images are left out, or count 1 if nothing was "
-        f"predicted and 0 if anything was. Per {unit}, all images of one {unit} are taken together first."
+        f"Where the reference lacks a class, Dice has no meaning. Such {image}s are left out, or count 1 if nothing "
+        f"was predicted and 0 if anything was. Per {unit}, all {image}s of one {unit} are taken together first."
     )
-    yield Table("Mean Dice in both conventions for empty references", head, rows, (note,), text_columns=2)
+    caption = "Mean Dice in both conventions for empty references"
+    yield _without_method(evaluation, Table(caption, head, rows, (note,), text_columns=2), 1)
 
 
 def _false_positives(evaluation: Mapping[str, Any]) -> Iterator[Table]:
     unit, rows = evaluation["unit"], []
+    image, pixel = things(evaluation)
     for method, summary in evaluation["summary"].items():
         for name, wrong in summary[EMPTY].items():
             size = next((significant(wrong[key], key) for key in ("ml", "mm2") if key in wrong), "spacing not known")
             found = [wrong["cases"], wrong["cases_with_any"], wrong["patients_with_any"], wrong["pixels"]]
             rows.append([name, method_name(method), *(f"{value:,}" for value in found), size.replace("mm2", "mm²")])
-    head = ("Class", "Method", "Images without it", "of them marked", f"{plural(unit).capitalize()}", "Pixels", "Size")
-    caption = "False alarms: what was marked on images whose reference lacks the class"
-    yield Table(caption, head, rows, text_columns=2)
+    head = ("Class", "Method", f"{image.capitalize()}s without it", "of them marked", f"{plural(unit).capitalize()}",
+            f"{pixel.capitalize()}s", "Size")  # fmt: skip
+    caption = f"False alarms: what was marked on {image}s whose reference lacks the class"
+    yield _without_method(evaluation, Table(caption, head, rows, text_columns=2), 1)
 
 
 def _surfaces(evaluation: Mapping[str, Any]) -> Iterator[Table]:
     found = evaluation.get(SURFACES)
     if not found:
         return
-    of, unit = found["distances_in"], found["unit"]
+    of, unit, image = found["distances_in"], found["unit"], things(evaluation)[0]
     means, ends = found["mean"], found["interval_95"]
     rows = [
         [
@@ -152,12 +169,13 @@ def _surfaces(evaluation: Mapping[str, Any]) -> Iterator[Table]:
         for name in found["classes"]
     ]
     head = (
-        "Class", f"HD95 in {of}", "95 % interval", "Surface Dice", "95 % interval", "Images where it was missed",
-        "Images where it was invented",
+        "Class", f"HD95 in {of}", "95 % interval", "Surface Dice", "95 % interval", "Missed altogether",
+        "Invented",
     )  # fmt: skip
     notes = (
         f"HD95: 95 of 100 points of the two outlines lie at most so far apart. Surface Dice: the share of the outlines "
-        f"that lies within {found['tolerance']:g} {of} of the other. Means over {plural(unit)}.",
+        f"that lies within {found['tolerance']:g} {of} of the other. Means over {plural(unit)}. Missed altogether: "
+        f"{image}s of which nothing was marked though it is there; invented: the other way round. They have no HD95.",
     )
     yield Table("Distance between the outlines", head, rows, notes)
 
@@ -178,11 +196,11 @@ def _volumes(evaluation: Mapping[str, Any]) -> Iterator[Table]:
         for name, ml in summary.get(VOLUME, {}).items()
     ]
     head = (
-        "Class", "Method", "Reference", "Predicted", "Difference", "95 % interval", "Without its sign", "Images",
+        "Class", "Method", "Reference", "Predicted", "Difference", "95 % interval", "Without its sign", "Scored",
     )  # fmt: skip
     note = "Difference: predicted less reference. Without its sign, too much and too little do not cancel out."
     if rows:
-        yield Table("Volumes", head, rows, (note,), text_columns=2)
+        yield _without_method(evaluation, Table("Volumes", head, rows, (note,), text_columns=2), 1)
 
 
 def _objects(evaluation: Mapping[str, Any]) -> Iterator[Table]:

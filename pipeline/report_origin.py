@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline.bundle import BASES, PATH_KEYS, find
+from pipeline.configuration import NAMES
 from pipeline.errors import InputError
 from pipeline.report_words import NONE, Table, duration, moment
 from pipeline.run_record import Record, Run
@@ -36,6 +37,8 @@ NOT_SETTINGS = (
 
 UNSAID = "its bundle declares none"
 UNRECORDED = "not recorded"
+WHY = "Why"
+"""Only where a run ended before its time."""
 
 
 def bundle_of(run: Run, given: str | None = None) -> tuple[str, Path | None, dict[str, Any]]:
@@ -66,9 +69,12 @@ def changed_settings(run: Run, folder: Path | None) -> list[tuple[str, str, str]
         return None
     written = _defaults(folder, BASES[workflow])
     return [
-        (key, _shown(value), _shown(written[key]))
+        (key, _shown(value, key), _shown(written[key], key))
         for key, value in config.items()
-        if key in written and key not in NOT_SETTINGS and _plain(value) and _shown(value) != _shown(written[key])
+        if key in written
+        and key not in NOT_SETTINGS
+        and _plain(value)
+        and _shown(value, key) != _shown(written[key], key)
     ]
 
 
@@ -92,16 +98,17 @@ def _plain(value: Any) -> bool:
     return not isinstance(value, Mapping) and not str(value).startswith(("$", "@", "%"))
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, key: str) -> str:
     """A setting as it is written; of a path only that it is one."""
     text = "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return "a file" if "/" in text or "\\" in text else text
+    return "a file" if key not in NAMES and ("/" in text or "\\" in text) else text
 
 
 def runs(record: Record) -> Table:
     """The runs that a report is about, side by side: what, when, how often resumed, with which software."""
     shown = [*record.trainings, record.run]
-    rows = [[title, *(of(run) for run in shown)] for title, of in FACTS.items()]
+    facts = {title: of for title, of in FACTS.items() if title != WHY or any(run.failure for run in shown)}
+    rows = [[title, *(of(run) for run in shown)] for title, of in facts.items()]
     names = sorted({key for run in shown for key in run.tags if key.startswith("version.")})
     rows += [[f"Version of {n.removeprefix('version.')}", *(r.tags.get(n, UNRECORDED) for r in shown)] for n in names]
     head = ("What", *(_kind(run).capitalize() for run in shown))
@@ -121,7 +128,7 @@ FACTS: Mapping[str, Callable[[Run], str]] = {
     "Run": lambda run: run.id,
     "Name": lambda run: run.name,
     "Ended as": lambda run: run.status,
-    "Why": lambda run: run.failure or NONE,
+    WHY: lambda run: run.failure or NONE,
     "Began": lambda run: moment(run.started),
     "Took": lambda run: duration(run.started, run.ended),
     "Resumed": _resumed,

@@ -10,8 +10,9 @@ from markupsafe import Markup
 from pipeline.evaluate import BASELINE, NETWORK
 from pipeline.patient_flow import FILE
 from pipeline.report_charts import lines
-from pipeline.report_figures import few, worst
-from pipeline.report_words import between, counted, figure, listed, plural
+from pipeline.report_figures import few, is_few, worst
+from pipeline.report_pairs import Comparison
+from pipeline.report_words import UNITS, between, counted, figure, listed, plural, things
 from pipeline.run_record import Record, Run
 
 SHORT = 12
@@ -26,6 +27,7 @@ PURPOSES = {
     "training": "the weights were fitted to these",
     "validation": "these chose the epoch",
     "test": "held back for the test",
+    "each in turn": "scored by a training that had not seen them",
 }
 """What partitions are for."""
 
@@ -40,33 +42,43 @@ def state(record: Record) -> str:
         return {"RUNNING": "NOT FINISHED"}.get(run.status, run.status)
     if run.evaluation is None:
         return "NOT EVALUATED"
-    return "VALIDATION ONLY" if run.evaluation.get("partition") == "validation" else "EVALUATED"
+    if run.evaluation.get("partition") == "validation":
+        return "VALIDATION ONLY"
+    return f"EVALUATED, ON FEW {plural(run.evaluation['unit']).upper()}" if is_few(run.evaluation) else "EVALUATED"
 
 
-def verdict(record: Record, model: str, intended_use: str, previous: str = "") -> list[str]:
+def verdict(record: Record, model: str, intended_use: str, previous: Comparison | None = None) -> list[str]:
     """The sentences at the top of a report.
 
     Args:
         record: of the run.
         model: what it is called.
         intended_use: as its bundle declares; an empty text where it declares none.
-        previous: the sentence of the comparison with an earlier model, if there is one.
+        previous: the comparison with an earlier model, if there is one.
     """
     table = record.run.evaluation
     said = list(_not_scored(record, model) if table is None else _scored(table, model))
-    said += [previous] if previous else []
+    said += [previous.short] if previous else []
     declared = f"Its makers declare as its use: “{intended_use}”." if intended_use else "Its makers declare no use."
     return [*said, declared, "This report gives figures; it does not release the model."]
 
 
 def _scored(table: Mapping[str, Any], model: str) -> Iterator[str]:
-    unit, units = table["unit"], len(table["patients"])
+    unit, units, image = table["unit"], len(table["patients"]), things(table)[0]
     weights = table.get("checkpoint_sha256") or ""
-    named = "weights of every fold" if isinstance(weights, list) else f"weights {str(weights)[:SHORT]}"
-    yield (
-        f"{model} ({named}) was scored on {counted(len(table['cases']), 'image')} of {counted(units, unit)}, the "
-        f"{table['partition']} partition of {table['manifest']}."
-    )
+    on = f"{counted(len(table['cases']), image)} of {counted(units, unit)}"
+    if isinstance(weights, list):
+        yield (
+            f"{model} was cross-validated on {on} of {table['manifest']}: {len(weights)} trainings, each scored on the "
+            f"{plural(unit)} that it had not seen."
+        )
+    else:
+        yield (
+            f"{model} (weights {str(weights)[:SHORT]}) was scored on {on}, the {table['partition']} partition of "
+            f"{table['manifest']}."
+        )
+    if unit in UNITS:
+        yield UNITS[unit]
     for name in table["classes"][1:]:
         summary, lowest = table["summary"][NETWORK], worst(table, name)
         interval = summary["interval_95"]["dice"][name]
@@ -87,12 +99,16 @@ def overlap(table: Mapping[str, Any]) -> str:
     patients, pixels = (_one(table.get(f"overlap_with_training_{what}")) for what in ("patients", "pixels"))
     unit = plural(table["unit"])
     if patients == pixels == "none":
-        return f"None of these {unit} and none of their images were in its training."
-    told = {"none": "none was in its training", "": "not recorded"}
-    return (
-        f"Overlap with its training: {unit}, {told.get(patients, patients)}; images, compared pixel by pixel, "
-        f"{told.get(pixels, pixels)}."
-    )
+        return f"None of these {unit} and none of their {things(table)[0]}s was in the training."
+    image, pixel = things(table)
+    if pixels == "none":
+        same = f"None of these {image}s, compared {pixel} by {pixel}, was in the training"
+        return f"{same}; of patients: {_known(patients)}."
+    return f"Were they in the training? Patients: {_known(patients)}. {image.capitalize()}s: {_known(pixels)}."
+
+
+def _known(said: str) -> str:
+    return {"none": "none was", "": "not recorded"}.get(said, said)
 
 
 def _one(value: Any) -> str:
@@ -114,7 +130,11 @@ def _not_scored(record: Record, model: str) -> Iterator[str]:
 
 def flow(record: Record) -> dict[str, Any]:
     """The way of the patients: as the run recorded it, else as far as older runs know it."""
-    recorded = next((found for run in (record.run, *record.trainings) if (found := run.json(FILE))), None)
+    recorded = (
+        None
+        if record.scored
+        else next((found for run in (record.run, *record.trainings) if (found := run.json(FILE))), None)
+    )
     if recorded and "partitions" in recorded:
         return recorded | {"complete": True}
     table = record.run.evaluation or {}
@@ -122,7 +142,10 @@ def flow(record: Record) -> dict[str, Any]:
     partitions: dict[str, dict[str, int | None]] = {
         name: {"patients": None, "cases": count} for name, count in cases.items()
     }
-    if table and isinstance(table.get("partition"), str):
+    if record.scored:
+        everyone: dict[str, int | None] = {"patients": len(table["patients"]), "cases": len(table["cases"])}
+        partitions = {"each in turn": everyone}
+    elif table and isinstance(table.get("partition"), str):
         scored = {"patients": len(table["patients"]), "cases": len(table["cases"])}
         partitions = partitions | {table["partition"]: {**scored}}
     name = table.get("manifest") or record.run.dataset.get("name", "")
@@ -174,9 +197,19 @@ def _of(counts: Mapping[str, Any], unit: str) -> str:
     return f"{counted(counts['patients'], unit)}, {cases}"
 
 
-def curves(run: Run) -> list[tuple[Markup, str]]:
-    """Learning curves of a training, each with its sentence."""
-    return [chart for chart in (_loss(run), _scores(run)) if chart[0]]
+def curves(trainings: Sequence[Run]) -> list[tuple[Markup, str]]:
+    """Learning curves, each with its sentence: of one training its parts, of several the validation of each."""
+    if len(trainings) == 1:
+        return [chart for chart in (_loss(trainings[0]), _scores(trainings[0])) if chart[0]]
+    return [chart for chart in (_together(trainings),) if chart[0]]
+
+
+def _together(trainings: Sequence[Run]) -> tuple[Markup, str]:
+    series = {run.name.removesuffix(": training"): run.points.get("val_mean_dice", ()) for run in trainings}
+    best = {name: max(points, key=lambda point: point[1]) for name, points in series.items() if points}
+    each = listed([f"{name}, {figure(value)} in epoch {epoch}" for name, (epoch, value) in best.items()])
+    told = f"Dice on validation was highest: {each}. The weights of these epochs were kept."
+    return lines(series, title="Dice on validation", told=told, x_name="Epoch", y_name="Dice"), told if best else ""
 
 
 def _loss(run: Run) -> tuple[Markup, str]:
@@ -215,9 +248,10 @@ def asked(record: Record, bundle: str) -> list[tuple[str, str]]:
     table, run = record.run.evaluation or {}, record.run
     classes = listed(table["classes"][1:]) if table else "not recorded"
     partition = table.get("partition") or run.partition or "not recorded"
+    data = table.get("manifest") or run.dataset.get("name", "not recorded")
     return [
         ("Bundle", f"{bundle} {run.tags.get('bundle_version', '(version not recorded)')}"),
-        ("Data", f"the {partition} partition of {table.get('manifest') or run.dataset.get('name', 'not recorded')}"),
+        ("Data", f"{'each fold in turn' if record.scored else f'the {partition} partition'} of {data}"),
         ("To mark", classes),
         ("Trainings behind the weights", ", ".join(one.name for one in record.trainings) or "not recorded here"),
     ]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 NONE = "\N{EN DASH}"
 """Where a value is not defined; a screen reader is told in words, see the template."""
 
 PLURALS = {"class": "classes", "study": "studies", "series": "series"}
+
+
+UNITS = {
+    "cluster": "A cluster is a group of images that look alike; whose they are is not known, so one patient may be in "
+    "several clusters.",
+    "image": "Whose the images are is not known, so one patient may be in several of them.",
+}
+"""What a unit is that is no patient."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,12 @@ class Table:
     notes: Sequence[str] = ()
     text_columns: int = 1
     """Columns from the left that hold words, not figures."""
+
+
+def things(evaluation: Mapping[str, Any]) -> tuple[str, str]:
+    """What is scored: ("volume", "voxel") or ("image", "pixel")."""
+    spacings = [case.get("spacing_mm") for case in evaluation["cases"]]
+    return ("volume", "voxel") if any(spacing and len(spacing) == 3 for spacing in spacings) else ("image", "pixel")
 
 
 def counted(number: int, what: str) -> str:
@@ -54,11 +69,13 @@ def significant(value: float | None, unit: str) -> str:
     return NONE if value is None else f"{value:.3g} {unit}".replace("-", "\N{MINUS SIGN}")
 
 
-def between(ends: Sequence[float] | None, digits: int = 3, *, scale: float = 1.0, unit: str = "") -> str:
-    """The two ends of an interval."""
+def between(
+    ends: Sequence[float] | None, digits: int = 3, *, scale: float = 1.0, unit: str = "", sign: bool = False
+) -> str:
+    """The two ends of an interval, `sign` with a plus before what is above 0."""
     if not ends:
         return NONE
-    low, high = (f"{end * scale:.{digits}f}".replace("-", "\N{MINUS SIGN}") for end in ends)
+    low, high = (f"{end * scale:{'+' if sign else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}") for end in ends)
     return f"{low} to {high}{unit}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,6 +85,10 @@ class Record:
     trainings: Sequence[Run] = ()
     notes: Sequence[str] = ()
     """What must be known of the choice, in sentences."""
+    scored: Sequence[Run] = ()
+    """Of a cross-validation, the evaluation of every fold."""
+    store: str = field(default="", repr=False)
+    """Tracking URI; never shown, it names folders."""
 
 
 def read(place: str, tracking_uri: str | None = None) -> Record:
@@ -232,8 +236,13 @@ def _of_folder(store: _Store, folder: Path) -> Any:
 
 def _record(store: _Store, chosen: Any, folder: Path | None) -> Record:
     run = store.run(chosen)
+    notes = list(_notes(store, chosen, run))
+    if POOLED in run.files:
+        below = [store.run(one) for one in _children(store, chosen)]
+        trainings = [one for one in below if one.partition == "training"]
+        return Record(run, trainings, notes, [one for one in below if one.evaluation], store.uri)
     trainings = list(_trainings(store, chosen, run, folder)) if run.evaluation or run.partition in SCORED else []
-    return Record(run, trainings, list(_notes(store, chosen, run)))
+    return Record(run, trainings, notes, store=store.uri)
 
 
 def _notes(store: _Store, chosen: Any, run: Run) -> Iterator[str]:
@@ -253,9 +262,6 @@ def _trainings(store: _Store, chosen: Any, run: Run, folder: Path | None) -> Ite
     stores = [store]
     if folder is not None and (above := folder.resolve().parent / DATABASE).is_file():
         stores += [_Store(sqlite_store(above.parent))] if sqlite_store(above.parent) != store.uri else []
-    if isinstance(wanted, list):
-        yield from (store.run(one) for one in _children(store, chosen))
-        return
     for place in stores:
         runs = [one for one in place.runs() if _partition(one) == "training"]
         one = next((one for one in runs if one.data.tags.get("checkpoint_sha256") == wanted), None)
@@ -265,9 +271,10 @@ def _trainings(store: _Store, chosen: Any, run: Run, folder: Path | None) -> Ite
             return
 
 
-def _children(store: _Store, parent: Any) -> Iterable[Any]:
-    runs = [run for run in store.runs() if run.data.tags.get(PARENT) == parent.info.run_id]
-    return [run for run in reversed(runs) if _partition(run) == "training"]
+def _children(store: _Store, parent: Any) -> list[Any]:
+    """The finished runs below another one, the oldest first; of those that were begun again, the last."""
+    runs = [run for run in reversed(store.runs()) if run.data.tags.get(PARENT) == parent.info.run_id]
+    return list({run.info.run_name: run for run in runs if run.info.status == "FINISHED"}.values())
 
 
 def _untagged(runs: Sequence[Any], chosen: Any, digest: str, folder: Path | None, store: _Store) -> Any:
