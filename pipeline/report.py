@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pipeline import report_cases, report_figures, report_origin, report_pairs, report_sections
+from pipeline import report_cases, report_figures, report_origin, report_pairs, report_sections, report_trust
 from pipeline.atomic import atomic
 from pipeline.errors import InputError
 from pipeline.report_cases import Picture
@@ -123,12 +123,14 @@ def _context(record: Record, bundle: str | None, previous: Record | None) -> dic
         "figures": report_figures.tables(table) if table else [],
         "trust": report_figures.how_far_to_trust(table) if table else "",
         "cautions": table.get("cautions", []) if table else [],
-        "subgroups": [],
-        "no_subgroups": "This evaluation compared no subgroups.",
+        "subgroups": list(report_trust.subgroup_tables(table)) if table else [],
+        "subgroup_charts": report_trust.subgroup_charts(table) if table else [],
+        "subgroup_notes": report_trust.subgroup_notes(table) if table else ["Nothing was scored."],
         "pictures": list(_pictures(record)),
         "case_tables": list(_case_tables(table)) if table else [],
-        "calibration": [],
-        "no_calibration": "This evaluation did not measure it.",
+        "calibration": report_trust.calibration_charts(table) if table else [],
+        "calibration_tables": list(report_trust.calibration_table(table)) if table else [],
+        "calibration_said": report_trust.calibration_said(table) if table else "",
         "previous": comparison,
         "no_previous": "No previous model was given; name its run with --previous.",
         "curves": report_sections.curves(trainings) if trainings else [],

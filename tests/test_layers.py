@@ -94,7 +94,7 @@ FLOORS = [
     ["bundle", "predict", "evaluate", "patient_dice", "parent"],
     ["paired", "trials", "patient_flow", "run_record", "report_words"],
     ["report_charts", "report_figures", "report_cases", "report_origin", "report_pairs"],
-    ["report_sections"],
+    ["report_sections", "report_trust"],
     ["report"],
     ["children"],
     ["compare", "cli_dicom"],

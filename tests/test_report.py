@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
-from pipeline import report, run_record
+from pipeline import calibration, report, report_cases, run_record, subgroups
 from pipeline.errors import InputError
+from pipeline.manifest import Case, Manifest
 from pipeline.patient_table import tabulate
+from pipeline.scoring import Scored
 from pipeline.store import artifact_location, sqlite_store
 
 SHA = "ab" * 32
@@ -68,6 +72,14 @@ def site(empty_store, tmp_path_factory):
     return folder
 
 
+def with_table(record, table):
+    """The same record with another table, as of another run."""
+    files = dict(record.run.files) | ({"evaluation.json": json.dumps(table).encode()} if table else {})
+    if table is None:
+        del files["evaluation.json"]
+    return replace(record, run=replace(record.run, id="0", files=files))
+
+
 class Page(HTMLParser):
     """What the tests ask of a page: elements with their attributes, headings, cells, text."""
 
@@ -85,7 +97,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self.elements and self.elements[-1][0] in ("td", "th"):
-            self.cells[-1] += data
+            self.cells[-1] += data.strip()
         self.text += data
 
 
@@ -167,6 +179,95 @@ def test_an_older_table_without_newer_parts_works_and_an_edited_one_is_refused(e
     run = add_run(tmp_path, "dive", tags={"partition": "test"}, files={"evaluation.json": broken})
     with pytest.raises(InputError, match=f"{run}: its evaluation.json or .* lacks what a report needs .'iou'"):
         report.html(run_record.read(run, sqlite_store(tmp_path)))
+
+
+def test_the_previous_model_stands_beside_it_patient_by_patient(site):
+    """Patient a: 0.75 against 0.5; patient b: the same."""
+    record = run_record.read(str(site))
+    weaker = evaluation(COUNTS | {"a1": [40, 40, 40]}, checkpoint_sha256="cd" * 32)
+    page = Page(report.html(record, previous=with_table(record, weaker)))
+    row = page.cells.index("Dice <duck>", page.cells.index("Measure"))
+    assert page.cells[row : row + 4] == ["Dice <duck>", "0.708", "0.583", "+0.1250"]
+    assert page.cells[row + 5 : row + 7] == ["1", "0"]  # better, worse
+    assert "Dice <duck> differs by +0.1250" in page.text
+    assert "neither is shown to be better" in page.text
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        (evaluation({"a1": [60, 20, 20], "c1": [1, 1, 1]}), "1 are in both, 1 in this evaluation alone, 1 in the"),
+        (evaluation(COUNTS | {"a3": [1, 1, 1]}), "on other images of these patients"),
+        (evaluation(COUNTS | {"a1": [60, 20, 21]}), "other references, in 1 of 3 cases .* say in a1"),
+        (evaluation(partition="validation"), "another partition: validation, not test"),
+        (None, "no finished evaluation"),
+    ],
+)
+def test_another_test_is_no_comparison(site, table, sentence):
+    record = run_record.read(str(site))
+    with pytest.raises(InputError, match=sentence):
+        report.html(record, previous=with_table(record, table))
+
+
+def test_the_run_itself_is_no_previous_one(site):
+    record = run_record.read(str(site))
+    with pytest.raises(InputError, match="names the run of the report itself"):
+        report.html(record, previous=record)
+
+
+def test_calibration_and_subgroups_have_tables_charts_and_a_sentence(site):
+    """Ten patients in two groups; probabilities that are right as often as they say, but for one bin."""
+    scorer = calibration.Calibration(["pond", "<duck>"])
+    cases, rows = {}, []
+    for number in range(10):
+        name = f"p{number}"
+        truth = np.zeros((8, 8), np.int64)
+        truth[:4] = 1
+        probability = np.full((2, 8, 8), 0.5) + np.where(truth, 0.4, -0.4) * np.array([-1, 1])[:, None, None]
+        scorer.add(Scored(name, name, np.zeros((1, 8, 8)), truth, truth, probability.astype(np.float32), None, None))
+        cases[name] = [32, 0, 0]
+        rows.append({"id": name, "patient": name, "image": "x", "pond": "<big>" if number < 5 else "small"})
+    manifest = Manifest(name="ducks", modality={"0": "grey"}, test=[Case(**row) for row in rows])
+    table = evaluation(cases, patient=lambda case: case, calibration=scorer.table())
+    table |= subgroups.tabulated(table, manifest)
+    text = report.html(with_table(run_record.read(str(site)), table))
+    page = Page(text)
+    assert "differ by 10.0 % on average; on the whole it is not sure enough" in page.text
+    row = page.cells.index("<big>")
+    assert page.cells[row : row + 3] == ["<big>", "5", "1.000"]
+    assert "style=" not in text
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r'(?:href="|url\()#([a-z]+-[mp][0-9a-f]{10})', text))
+    assert used
+    assert used <= set(ids)
+
+
+def test_a_cross_validation_is_told_as_one(empty_store, tmp_path):
+    shutil.copy(empty_store, tmp_path)
+    pooled = evaluation(checkpoint_sha256=[SHA, "cd" * 32], cautions=["The 2 folds share ducks."])
+    parent = add_run(tmp_path, "cross", files={"cross_validation.json": pooled})
+    for fold, cases in ((1, ("a1", "a2")), (2, ("b1",))):
+        tags = {"mlflow.parentRunId": parent}
+        points = {"val_mean_dice": [0.1 * fold, 0.2]}
+        add_run(tmp_path, f"fold {fold}: training", tags=tags | {"partition": "training"}, points=points)
+        part = evaluation({case: COUNTS[case] for case in cases})
+        add_run(tmp_path, f"fold {fold}: test", tags=tags | {"partition": "test"}, files={"evaluation.json": part})
+    page = Page(report.html(run_record.read(parent, sqlite_store(tmp_path))))
+    assert "cross-validated on 3 images of 2 patients of ducks: 2 trainings" in page.text
+    assert "The 2 folds share ducks." in page.text
+    assert "fold 1, 0.200 in epoch 2 and fold 2, 0.200 in epoch 1" in page.text
+
+
+def test_pictures_stand_from_the_worst_to_the_best_and_say_what_they_show():
+    """b1 misses 50 of 100 pixels; a1 misses 20 of 80 and adds 20."""
+    shown = [("best.png", "a2", "best"), ("median.png", "a1", "median"), ("worst_1.png", "b1", "worst 1")]
+    table = evaluation(pictures=[{"file": f, "case": c, "rank": r, "dice": 0.5} for f, c, r in shown])
+    found = report_cases.pictures(table, {f: b"png" for f, _, _ in shown})
+    assert [picture.title for picture in found] == ["Worst 1: b1", "Median: a1", "Best: a2"]
+    assert "of 100 pixels in the reference 50.0 % were missed; 0 pixels were added" in found[0].alt
+    assert "20 pixels were added, 25.0 % of its size" in found[1].alt
+    assert found[2].captions[0] == "The reference has no <duck>; nothing was marked."
 
 
 def test_a_report_replaces_a_report_and_nothing_else(tmp_path):
