@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import bundle as bundles
-from pipeline import calibration, charts, evaluate, overlay, paired, paired_picture, patient_scores, subgroups
+from pipeline import (
+    calibration,
+    case_rows,
+    charts,
+    evaluate,
+    logged_table,
+    overlay,
+    paired,
+    paired_picture,
+    patient_scores,
+    subgroups,
+)
 from pipeline.atomic import atomic
 from pipeline.children import Run, Say, read_plan, run_trials, write_plan
 from pipeline.configuration import pathless
@@ -78,20 +89,21 @@ def cross_validate(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
         )
         found |= subgroups.tabulated(found, read(plan.manifest))
         _write(found, plan.output / CROSS_VALIDATION)
-        parent.log(_mean_scalars(found), [plan.output / CROSS_VALIDATION, *_charts(found, plan.output)])
+        parent.log(_mean_scalars(found), [plan.output / CROSS_VALIDATION, *_shown_files(found, plan.output)])
     return found
 
 
-def _charts(found: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw the reliability diagrams and the subgroups of all patients, where there are any."""
+def _shown_files(found: Mapping[str, Any], folder: Path) -> list[Path]:
+    """The table of cases for the tracking pages, and pictures of calibration and subgroups, where there are any."""
     pictures = {subgroups.PICTURE: subgroups.picture(found)}
     if evaluate.CALIBRATION in found:
         diagrams = calibration.diagram(found[evaluate.CALIBRATION])
         pictures[calibration.Calibration.picture_name] = charts.pixels(diagrams)
+    _write(logged_table.as_logged_table(case_rows.rows(found)), folder / logged_table.FILE)
     drawn = {folder / name: picture for name, picture in pictures.items() if picture is not None}
     for path, picture in drawn.items():
         overlay.save(picture, path)
-    return list(drawn)
+    return [folder / logged_table.FILE, *drawn]
 
 
 def _why_no_folds(manifest: Path) -> str:

@@ -13,7 +13,16 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from skimage.filters import threshold_otsu
 
-from pipeline import calibration, instance_scores, overlay, planes, subgroups, surface_distances
+from pipeline import (
+    calibration,
+    case_rows,
+    instance_scores,
+    logged_table,
+    overlay,
+    planes,
+    subgroups,
+    surface_distances,
+)
 from pipeline.atomic import atomic
 from pipeline.batches import cases_of, classes, volume_spacing_mm
 from pipeline.checkpoint import training_of
@@ -169,6 +178,8 @@ class CaseTable:
         pictures[subgroups.PICTURE] = subgroups.picture(table)
         with atomic(self.output_dir / TABLE) as temporary:
             temporary.write_text(json.dumps(table, indent=1) + "\n")
+        with atomic(self.output_dir / logged_table.FILE) as temporary:
+            temporary.write_text(json.dumps(logged_table.as_logged_table(case_rows.rows(table))) + "\n")
         for stale in (PICTURES, calibration.Calibration.picture_name, subgroups.PICTURE):
             for file in self.output_dir.glob(stale):
                 file.unlink()

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pipeline import logged_table
 from pipeline.configuration import FOLDER, flattened, folder_digest, pathless
 from pipeline.errors import InputError
 from pipeline.failures import without_paths
@@ -88,6 +89,9 @@ class ParentRun:
                 self.client.log_metric(self.run_id, name, value, step=0)
         for file in files:
             self.client.log_artifact(self.run_id, str(file))
+            if file.name == logged_table.FILE:
+                for tag, text in logged_table.TAG.items():
+                    self.client.set_tag(self.run_id, tag, text)
 
     def name_children(self, titles: Mapping[str, str]) -> None:
         """Name the runs below this one by the folder that they write to.

@@ -40,8 +40,8 @@ def tabulated(table: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
         `subgroups`: column -> group -> `patients`, `cases`, and per measure (and class) `mean`, `interval_95`,
         `patients` (for whom it is defined), `difference` (to the mean of all other patients) and its
         `difference_interval_95`. `subgroups_about`: `left_out` (column -> why), `edges` (column -> where numbers were
-        cut), `not_shown` (column -> patients of groups that stay too small), `comparisons`, `leave_out_0` (of them,
-        with an interval that does not contain 0), `note`.
+        cut), `groups` (column -> patient -> group), `not_shown` (column -> how many patients are in groups that stay
+        too small), `comparisons`, `leave_out_0` (of them, with an interval that does not contain 0), `note`.
     """
     cases = {case["id"]: case["patient"] for case in table["cases"]}
     found = {name: grouping(values) for name, values in columns(manifest, cases).items()}
@@ -59,6 +59,7 @@ def tabulated(table: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
             "least": LEAST,
             "left_out": {name: reason for name, reason in found.items() if isinstance(reason, str)},
             "edges": {name: list(groups.edges) for name, groups in used.items() if groups.edges},
+            "groups": {name: dict(groups.of) for name, groups in used.items()},
             "not_shown": {name: missing for name, groups in used.items() if (missing := _not_shown(groups))},
             "comparisons": compared,
             "leave_out_0": away,

@@ -20,7 +20,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
-from pipeline import overlay, planes
+from pipeline import logged_table, overlay, planes
 from pipeline.batches import cases_of, classes, volume_spacing_mm
 from pipeline.checkpoint import TrainingState
 from pipeline.configuration import FOLDER, flattened, folder_digest, pathless, running_config
@@ -208,6 +208,8 @@ class TrackingHandler:
             for path in self.artifacts:
                 if path.exists():
                     self.outbox.file(path)
+                    if path.name == logged_table.FILE:
+                        self.outbox.tags(logged_table.TAG)
             self._log({SECONDS: self.seconds}, engine.state.epoch)
         self._end("FINISHED")
 

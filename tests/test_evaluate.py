@@ -188,10 +188,16 @@ def test_the_threshold_goes_from_validation_to_test_and_nowhere_else(evaluate, t
     assert f"V_Rand  {test['mean']['v_rand']:.3f}" in output
     with sqlite3.connect(tmp_path / "test" / "mlflow.db") as store:
         logged = dict(store.execute("select key, value from metrics where key like 'test_%'").fetchall())
+        tags = dict(store.execute("select key, value from tags").fetchall())
     assert logged["test_v_rand"] == pytest.approx(test["mean"]["v_rand"])
     assert logged["test_v_info_challenge_convention"] == pytest.approx(test["challenge_convention"]["v_info"])
     assert logged["test_membrane_threshold"] == pytest.approx(test["threshold"])
-    assert len(list((tmp_path / "test").rglob("worst_separation.png"))) == 2  # here and in the run
+    found = json.loads((tmp_path / "test" / "evaluation.json").read_text())["calibration"]
+    assert logged["test_ece_membrane"] == pytest.approx(found["everywhere"]["membrane"]["ece"])
+    assert 0 < found["near_foreground"]["confidence"]["ece"] < 1
+    assert tags["mlflow.loggedArtifacts"] == '[{"path": "cases.json", "type": "table"}]'
+    for name in ("worst_separation.png", "calibration.png", "cases.json"):
+        assert len(list((tmp_path / "test").rglob(name))) == 2  # here and in the run
 
     other = shutil.copy(trained / "model.pt", tmp_path / "other.pt")
     other.write_bytes(other.read_bytes() + b"another checkpoint")
