@@ -25,10 +25,11 @@ FLOORS = [
         "logged_table",
         "stopwatch",
         "verdicts",
+        "learning_curves",
     ],
     ["review", "atomic", "config_check", "labels", "encoders", "batches", "dicom_files", "dicom_values"],
     ["store", "journal"],
-    ["senders"],
+    ["senders", "system_metrics"],
     ["delivery"],
     ["outbox"],
     ["sync"],
@@ -125,7 +126,7 @@ ONLY = {
     },
     "highdicom": {"defects", "dicom", "seg"},
     "monai.bundle": {"bundle"},
-    "mlflow": {"logged_model", "store"},
+    "mlflow": {"logged_model", "store", "system_metrics"},
     "pooch": {"fetch"},
 }
 """Packages that are imported in one place."""
