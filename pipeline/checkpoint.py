@@ -110,6 +110,7 @@ class TrainingState:
         self.config = flattened(pathless(config))
         self.settings = settings_of_weights(config)
         self.run_id = ""
+        self.history: dict[str, list[tuple[int, float]]] = {}  # of the training's metrics, for its curves
         self.saved: dict[str, Any] = {}
         self._lock: Any = None
         if resume:
@@ -136,6 +137,7 @@ class TrainingState:
             "config": self.config,
             "config_sha256": hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest(),
             "run_id": self.run_id,
+            "history": self.history,
             "finished": engine.state.epoch >= (engine.state.max_epochs or 0) or bool(engine.should_terminate),
         }
 
@@ -191,6 +193,7 @@ class TrainingState:
         for name, part in self.objects.items():
             part.load_state_dict(saved[name])
         self.run_id = saved["run_id"]
+        self.history = saved.get("history", {})
         return saved
 
     def _is_of_this_manifest(self, saved: Mapping[str, Any]) -> bool:

@@ -51,6 +51,12 @@ def is_drawn(name: str) -> bool:
     return name in LOSSES or name in OPTIMISATION or name.startswith(VALIDATION)
 
 
+def record(history: dict[str, list[tuple[int, float]]], values: Mapping[str, float], epoch: int) -> None:
+    """Add an epoch's metrics to a history, those that are drawn; what it has of that epoch is replaced."""
+    for name in filter(is_drawn, values):
+        history[name] = [point for point in history.get(name, ()) if point[0] != epoch] + [(epoch, values[name])]
+
+
 def draw(history: History, best_epoch: int | None = None) -> np.ndarray:
     """The curves as a picture.
 
@@ -84,8 +90,9 @@ def figure(history: History, best_epoch: int | None = None) -> Figure:
     grid = drawn.subplots(rows, columns, squeeze=False).flatten()
     for axes, (title, curves) in zip(grid, panels, strict=False):
         _panel(axes, title, {label: history[name] for name, label in curves.items()})
-        if best_epoch is not None and any(name.startswith(VALIDATION) for name in curves):
-            _mark(axes, best_epoch, dict(history[next(iter(curves))]))
+        first = next(iter(curves))
+        if first.startswith(VALIDATION) and best_epoch in dict(history[first]):
+            _mark(axes, int(best_epoch), dict(history[first])[best_epoch])
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     if not panels:
@@ -140,11 +147,8 @@ def _panel(axes: Axes, title: str, curves: Mapping[str, Sequence[tuple[int, floa
     axes.set_axisbelow(True)
 
 
-def _mark(axes: Axes, best_epoch: int, points: Mapping[int, float]) -> None:
-    """The epoch whose weights were kept, on the panel's first curve."""
-    axes.axvline(best_epoch, color="0.45", linewidth=1, zorder=0)
-    if best_epoch in points:
-        value = points[best_epoch]
-        axes.plot(best_epoch, value, "o", markersize=9, markerfacecolor="none", markeredgecolor="black")
-        title = f"{axes.get_title(loc='left')}; best in epoch {best_epoch}: {value:.3f}"
-        axes.set_title(title, fontsize="medium", loc="left")
+def _mark(axes: Axes, epoch: int, value: float) -> None:
+    """The epoch whose weights were kept."""
+    axes.axvline(epoch, color="0.45", linewidth=1, zorder=0)
+    axes.plot(epoch, value, "o", markersize=9, markerfacecolor="none", markeredgecolor="black")
+    axes.set_title(f"{axes.get_title(loc='left')}; best in epoch {epoch}: {value:.3f}", fontsize="medium", loc="left")

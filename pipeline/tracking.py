@@ -20,7 +20,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
-from pipeline import logged_table, overlay, planes
+from pipeline import learning_curves, logged_table, overlay, planes
 from pipeline.batches import cases_of, classes, volume_spacing_mm
 from pipeline.checkpoint import TrainingState
 from pipeline.configuration import FOLDER, flattened, folder_digest, pathless, running_config
@@ -30,6 +30,7 @@ from pipeline.heartbeat import Heart, first_beat, reconcile
 from pipeline.manifest import Case, read
 from pipeline.outbox import Outbox
 from pipeline.store import MlflowClient, environment, shown, sqlite_store
+from pipeline.system_metrics import SystemMetrics, next_point
 
 logger = logging.getLogger("pipeline.tracking")
 
@@ -92,7 +93,10 @@ class TrackingHandler:
         self.overlay_channel = overlay_channel
         self.outbox: Outbox | None = None
         self.heart: Heart | None = None
+        self.machine: SystemMetrics | None = None
+        self.history = {} if state is None else state.history
         self.seconds = 0.0
+        self._resumed = self._over = False
         self._previous_sigterm: Any = None
 
     def attach(self, engine: Engine) -> None:
@@ -132,6 +136,7 @@ class TrackingHandler:
         if threading.current_thread() is threading.main_thread():
             self._previous_sigterm = signal.signal(signal.SIGTERM, _interrupt) or signal.SIG_DFL
         before = self.state.run_id if self.state is not None else ""
+        self._resumed = bool(before)
         outbox = Outbox(self.store, self.output_dir, key=before, begun=self._begun)
         name = f"{self.partition} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
         tags = first_beat() | read(self.manifest).split_digests()
@@ -145,6 +150,7 @@ class TrackingHandler:
             self.state.run_id = outbox.key
         if not before:
             self._describe(outbox)
+            self._measure_machine(0)
 
     def _describe(self, outbox: Outbox) -> None:
         """What a new run says of itself once."""
@@ -158,6 +164,12 @@ class TrackingHandler:
         self.heart = Heart(client, run_id, failed=self._skipped_beat)
         self.heart.start()
         reconcile(client)
+        if self._resumed and not self._over:  # only the store knows how many points the machine has there
+            self._measure_machine(next_point(client, run_id))
+
+    def _measure_machine(self, first: int) -> None:
+        self.machine = SystemMetrics(self._log, first)
+        self.machine.start()
 
     def _skipped_beat(self, error: Exception) -> None:
         if self.outbox is not None:
@@ -232,9 +244,14 @@ class TrackingHandler:
             self._previous_sigterm = None
         if self.outbox is None:
             return
+        self._over = True
+        if self.machine is not None:
+            self.machine.finish()
         outbox, self.outbox = self.outbox, None
         if self.heart is not None:
             self.heart.stop()
+        if self.history:
+            self._draw_curves(outbox)
         if hint and self.state is not None:
             logger.info("%s", self.state.how_to_resume())
         outbox.end(status, failure)
@@ -243,7 +260,15 @@ class TrackingHandler:
             logger.info("%d entries are unsent; `overtile sync %s` sends them", left, self.output_dir)
         logger.info("MLflow run %s is %s; results in %s", outbox.run_id or outbox.key, status, self.output_dir)
 
+    def _draw_curves(self, outbox: Outbox) -> None:
+        best = getattr(self.evaluator.state, "best_metric_epoch", None) if self.evaluator is not None else None
+        try:
+            outbox.picture(learning_curves.draw(self.history, best), "learning_curves.png")
+        except Exception as error:  # no run ends otherwise for want of a picture
+            logger.warning("the learning curves could not be drawn: %s", error)
+
     def _log(self, values: Mapping[str, float], step: int) -> None:
+        learning_curves.record(self.history, values, step)
         if self.outbox is not None:
             self.outbox.metrics(values, step)
 

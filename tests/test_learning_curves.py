@@ -1,7 +1,7 @@
 import numpy as np
 
 from pipeline import learning_curves
-from pipeline.learning_curves import draw, figure, is_drawn, svg
+from pipeline.learning_curves import draw, figure, record, svg
 
 HISTORY = {
     "loss": [(1, 2.0), (2, 1.0), (3, 0.5)],
@@ -32,7 +32,14 @@ def test_every_curve_has_its_panel_and_the_best_epoch_is_told():
         "learning rate": ["learning rate"],
         "gradient norm, before clipping": ["gradient norm, before clipping"],
     }
-    assert [is_drawn(name) for name in ("loss_ce", "val_dice_lung", "seconds_loading")] == [True, True, False]
+    assert "validation" in panels(HISTORY, best_epoch=-1)  # none yet
+
+
+def test_what_is_drawn_is_kept_and_an_epoch_that_is_told_again_counts_once():
+    history = {}
+    for epoch, loss in ((1, 2.0), (2, 1.5), (2, 1.0)):
+        record(history, {"loss": loss, "val_dice_lung": 0.5, "seconds_loading": 3.0}, epoch)
+    assert history == {"loss": [(1, 2.0), (2, 1.0)], "val_dice_lung": [(1, 0.5), (2, 0.5)]}
 
 
 def test_what_says_nothing_new_is_not_drawn():

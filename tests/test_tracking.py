@@ -14,6 +14,7 @@ import torch
 from ignite.engine import Events
 from mlflow import MlflowClient
 from monai.engines import SupervisedTrainer
+from PIL import Image
 
 from pipeline import manifest as manifests
 from pipeline import outbox, overlay, planes
@@ -59,6 +60,7 @@ def test_a_bundles_run_says_all_of_it(trained, phantom_manifest):
     for key in ("learning_rate", "images_per_second", "gradient_norm", *SECONDS):
         assert [step for step, _ in metric(trained, key)] == [1, 2], key
     assert metric(trained, "val_dice_membrane") == [(s, pytest.approx(v)) for s, v in metric(trained, "val_mean_dice")]
+    assert [step for step, _ in metric(trained, "system/cpu_utilization_percentage")][:1] == [0]
     parts = zip(metric(trained, "loss_dice"), metric(trained, "loss_ce"), strict=True)
     assert [a + b for (_, a), (_, b) in parts] == pytest.approx([value for _, value in metric(trained, "loss")])
     assert 0 < metric(trained, "loss")[1][1] < metric(trained, "loss")[0][1]
@@ -80,6 +82,8 @@ def test_artifacts_are_the_merged_config_and_overlays(trained, phantom_manifest)
     config = json.loads(Path(client.download_artifacts(run.info.run_id, "config.json")).read_text())
     assert config["epochs"] == 2
     assert config["network_def"]["_target_"] == "pipeline.networks.UNet"
+    with Image.open(client.download_artifacts(run.info.run_id, "learning_curves.png")) as curves:
+        assert curves.size == (990, 660)
     overlays = {file.path for file in client.list_artifacts(run.info.run_id, "overlays")}
     validation = manifests.read(phantom_manifest).validation
     assert overlays == {f"overlays/{case.id}.png" for case in validation}

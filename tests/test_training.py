@@ -95,7 +95,8 @@ def test_another_seed_changes_everything(whole, phantom_manifest, tmp_path):
     assert not torch.equal(other["network"]["head.weight"], whole[1]["network"]["head.weight"])
 
 
-def test_five_epochs_are_two_a_sigkill_and_three(whole, phantom_manifest, tmp_path, overtile):
+def test_five_epochs_are_two_a_sigkill_and_three(whole, phantom_manifest, tmp_path, overtile, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
     kill_after(start(phantom_manifest, tmp_path), "epoch 2/5")
     assert points(tmp_path)[0] == ["RUNNING"]  # nobody was left to say otherwise
     with sqlite3.connect(tmp_path / "mlflow.db") as store:
@@ -108,6 +109,10 @@ def test_five_epochs_are_two_a_sigkill_and_three(whole, phantom_manifest, tmp_pa
     assert (statuses, found, speeds) == (["FINISHED"], points(whole[0])[1], [1, 2, 3, 4, 5])
     best = [torch.load(folder / "model.pt", weights_only=True) for folder in (tmp_path, whole[0])]
     assert equal(*best)
+    with sqlite3.connect(tmp_path / "mlflow.db") as store:
+        machine = store.execute("select step from metrics where key like 'system/cpu%' order by timestamp").fetchall()
+    assert [step for (step,) in machine] == list(range(len(machine)))  # it was not counted from 0 again
+    assert len(machine) > 1
 
 
 def test_points_of_an_epoch_without_its_checkpoint_are_not_doubled(whole, phantom_manifest, tmp_path, monkeypatch):

@@ -1,0 +1,223 @@
+"""What tracking costs a training: seconds inside its handler, processor time of its threads; exit code 1 from 3 %.
+
+Ten phantom patients, some two minutes on two processors, through the bundle's own configuration. One profiled training
+tells where the seconds go. Then short ones take turns, with tracking and without it and without what it measures. Last,
+a server that stops answering (SIGSTOP) after the first epoch: the epochs must not wait for it.
+"""
+
+import cProfile
+import os
+import pstats
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from contextlib import closing, suppress
+from pathlib import Path
+from socket import socket
+from unittest import mock
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+from pipeline import bundle, manifest
+from pipeline.delivery import Delivery
+from pipeline.epoch_clock import EpochClock
+from pipeline.heartbeat import Heart
+from pipeline.index import index
+from pipeline.losses import LossParts
+from pipeline.optimisation import ClipGradients
+from pipeline.phantom import write_em_patients
+from pipeline.recipe import recipe
+from pipeline.split import split_by_patient
+from pipeline.system_metrics import SystemMetrics
+from pipeline.tracking import TrackingHandler
+
+PATIENTS, SECTIONS, SIZE = 10, 6, 192
+LONG, SHORT, TURNS, MOST = 24, 3, 3, 0.03
+"""Epochs of the profiled training and of those that take turns, how many turns, and the share that is too much."""
+
+SETTINGS = {"patch": 128, "patches_per_case": 2, "learning_rate": 0.003, "workers": 1, "width": 16}
+THREADS = {Delivery: "_work", Heart: "_beat", SystemMetrics: "monitor"}
+MEASURES = (TrackingHandler, EpochClock, LossParts, ClipGradients)
+"""What a training without tracking does without; the clipping clips nothing here."""
+
+SERVER_SECONDS = 120
+
+
+def make_data(folder: Path) -> Path:
+    """Phantom patients and their manifest, split by patient."""
+    write_em_patients(folder, patients=PATIENTS, sections=SECTIONS, size=SIZE, seed=1)
+    names = {"image": "{patient}/image.tif", "label": "{patient}/label.tif"}
+    classes = [("cell", 255), ("membrane", 0)]
+    found = index(folder, recipe({"name": "phantom_em", "classes": classes} | names))
+    path = folder / "manifest.json"
+    manifests = split_by_patient(found, (0.6, 0.2, 0.2), seed=1)
+    manifest.write(manifests, path)
+    return path
+
+
+class Training:
+    """One training in this process: its wall time, and what its tracking spent."""
+
+    def __init__(
+        self, data: Path, folder: Path, epochs: int, *, tracked: bool = True, store: str | None = None
+    ) -> None:
+        self.handlers: list[TrackingHandler] = []
+        self.profile = cProfile.Profile(time.perf_counter)
+        self.threads: Counter[str] = Counter()
+        settings = SETTINGS | {"manifest": str(data), "output_dir": str(folder), "epochs": epochs}
+        settings |= {"tracking_uri": store} if store else {}
+        with mock.patch.multiple(TrackingHandler, __init__=self._noted(), _timed=self._profiled()):
+            for kind, method in THREADS.items():
+                mock.patch.object(kind, method, self._clocked(kind, method)).start()
+            for kind in () if tracked else MEASURES:
+                mock.patch.object(kind, "attach", lambda *_: None).start()
+            start = time.perf_counter()
+            try:
+                bundle.run(bundle.find("neuron_em_segmentation"), "training", settings)
+            finally:
+                self.wall = time.perf_counter() - start
+                mock.patch.stopall()
+
+    @property
+    def inside(self) -> float:
+        """Seconds inside the handler's methods."""
+        return sum(handler.seconds for handler in self.handlers)
+
+    def _noted(self):
+        init = TrackingHandler.__init__
+
+        def noted(handler, *arguments, **keywords):
+            self.handlers.append(handler)
+            init(handler, *arguments, **keywords)
+
+        return noted
+
+    def _profiled(self):
+        timed = TrackingHandler._timed
+
+        def profiled(handler, method):
+            inner = timed(handler, method)
+
+            def run(*arguments):
+                with suppress(ValueError):  # a method that another one called: profiled already
+                    self.profile.enable()
+                try:
+                    inner(*arguments)
+                finally:
+                    self.profile.disable()
+
+            return run
+
+        return profiled
+
+    def _clocked(self, kind, method):
+        work = getattr(kind, method)
+
+        def clocked(*arguments):
+            try:
+                work(*arguments)
+            finally:
+                self.threads[kind.__name__] += time.thread_time()
+
+        return clocked
+
+
+def tell(text: str) -> None:
+    """A line of the result."""
+    sys.stdout.write(f"tracking: {text}\n")
+    sys.stdout.flush()
+
+
+def profiled(data: Path, folder: Path) -> float:
+    """The long training; the share of its wall time that is spent in the handler."""
+    training = Training(data, folder, LONG)
+    share = training.inside / training.wall
+    tell(f"{LONG} epochs in {training.wall:.1f} s, {training.inside:.2f} s in the handler: {share:.2%}")
+    found = pstats.Stats(training.profile).stats
+    for (file, _, name), (_, _, _, seconds, _) in sorted(found.items(), key=lambda each: -each[1][3]):
+        if file.endswith("pipeline/tracking.py") and name != "timed":
+            tell(f"  {seconds:6.2f} s  {name}")
+    for name, seconds in training.threads.items():
+        tell(f"  {seconds:6.2f} s  processor time of the thread of {name}, beside the training")
+    return share
+
+
+def turns(data: Path, folder: Path) -> None:
+    """Short trainings with and without tracking, one after the other."""
+    walls: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(TURNS):
+        for tracked, measured in walls.items():
+            measured.append(Training(data, folder / f"{turn}{tracked}", SHORT, tracked=tracked).wall)
+    with_it, without = (statistics.median(walls[tracked]) for tracked in walls)
+    spread = ", ".join(f"{wall:.1f}" for wall in walls[True]), ", ".join(f"{wall:.1f}" for wall in walls[False])
+    tell(
+        f"{SHORT} epochs take {with_it:.1f} s with tracking ({spread[0]}), {without:.1f} s without ({spread[1]}), medians"
+    )
+
+
+def stalled(data: Path, folder: Path) -> None:
+    """A server that is stopped after the first epoch, and what that costs an epoch."""
+    with closing(socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir()
+    store = f"http://127.0.0.1:{port}"
+    line = ["server", "--workers", "1", "--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    line += ["--artifacts-destination", str(folder / "artifacts")]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *line],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    completed = TrackingHandler._epoch_completed
+    moments: list[float] = []
+
+    def stop_server(handler, engine):
+        completed(handler, engine)
+        moments.append(handler.seconds)
+        if len(moments) == 1:
+            os.killpg(server.pid, signal.SIGSTOP)
+
+    try:
+        until_it_answers(store)
+        with mock.patch.object(TrackingHandler, "_epoch_completed", stop_server):
+            training = Training(data, folder / "run", SHORT, store=store)
+        unsent = len(list((folder / "run").rglob("journal.jsonl")))
+        end = training.inside - moments[-1]
+        tell(
+            f"a server that stops answering: {moments[-1] - moments[0]:.2f} s in the handler until the last epoch's end, "
+        )
+        tell(f"  then {end:.1f} s at the end until it is given up; journals with entries that wait: {unsent}")
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def until_it_answers(store: str) -> None:
+    """Wait for a server's first answer."""
+    deadline = time.monotonic() + SERVER_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(OSError), urllib.request.urlopen(f"{store}/health", timeout=5):
+            return
+        time.sleep(0.2)
+    raise TimeoutError(f"{store} does not answer within {SERVER_SECONDS} s")
+
+
+def main() -> int:
+    """Measure all three and say it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        data = make_data(folder / "data")
+        share = profiled(data, folder / "long")
+        turns(data, folder / "turns")
+        stalled(data, folder / "stalled")
+    return int(share >= MOST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
