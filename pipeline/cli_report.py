@@ -14,7 +14,7 @@ def report(
     run: Annotated[str, typer.Argument(help="Folder of an evaluation or a training, or the id of an MLflow run.")],
     out: Annotated[Path, typer.Option(help="HTML file to write; an earlier report is replaced.")],
     previous: Annotated[
-        str | None, typer.Option(help="Evaluation of the model before, folder or run id, to set beside it.")
+        str | None, typer.Option(help="Evaluation of the model before, folder or run id; default: the champion.")
     ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: mlflow.db of the folder.")] = None,
     bundle: Annotated[str | None, typer.Option(help="Bundle of the run, where it is not found by its name.")] = None,

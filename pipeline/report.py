@@ -44,13 +44,18 @@ SECTIONS = {
 
 
 def html(
-    record: Record, *, previous: Record | None = None, bundle: str | None = None, now: datetime | None = None
+    record: Record,
+    *,
+    previous: Record | None = None,
+    bundle: str | None = None,
+    now: datetime | None = None,
 ) -> str:
     """The page.
 
     Args:
         record: of the run, from `pipeline.run_record.read`.
-        previous: the evaluation of the model before it, on the same patients.
+        previous: the evaluation of the model before it, on the same patients; None: that of the registered champion,
+            where the same store has one.
         bundle: name or folder of its bundle, where the run's own name for it does not lead there.
         now: when the report is made; None: now.
 
@@ -102,6 +107,9 @@ def _context(record: Record, bundle: str | None, previous: Record | None) -> dic
     model = str(metadata.get("name") or name or "The model")
     flow = report_sections.flow(record)
     trainings = record.trainings or ([run] if run.partition == "training" else [])
+    no_previous = ""
+    if previous is None:
+        previous, no_previous = report_pairs.champion(record, name)
     comparison = report_pairs.compared(record, previous) if previous else None
     return {
         "none_shown": NONE,
@@ -132,7 +140,7 @@ def _context(record: Record, bundle: str | None, previous: Record | None) -> dic
         "calibration_tables": list(report_trust.calibration_table(table)) if table else [],
         "calibration_said": report_trust.calibration_said(table) if table else "",
         "previous": comparison,
-        "no_previous": "No previous model was given; name its run with --previous.",
+        "no_previous": no_previous,
         "curves": report_sections.curves(trainings) if trainings else [],
         "overlap": report_sections.overlap(table) if table else "Nothing was scored.",
         "origin": [report_origin.digests(record), report_origin.runs(record)],

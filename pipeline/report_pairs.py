@@ -11,7 +11,8 @@ from pipeline.evaluate import INSTANCES, NETWORK, SURFACES
 from pipeline.metrics import FN, TP
 from pipeline.paired import difference, means, per_patient
 from pipeline.report_words import Table, between, counted, figure, listed, plural, signed
-from pipeline.run_record import Record
+from pipeline.run_record import Record, of_weights
+from pipeline.run_store import RunStore
 from pipeline.tables import FEW
 
 SHORT = 12
@@ -45,7 +46,7 @@ def compared(record: Record, previous: Record) -> Comparison:
         InputError: one of them was not evaluated, or they were not scored on the same patients, images, classes and
             references.
     """
-    _require_comparable(record, previous)
+    require_comparable(record, previous)
     ours, theirs = (_table(one) for one in (record, previous))
     unit = ours["unit"]
     scores = per_patient(ours), per_patient(theirs)
@@ -65,6 +66,30 @@ def compared(record: Record, previous: Record) -> Comparison:
     )
 
 
+def champion(record: Record, bundle: str) -> tuple[Record | None, str]:
+    """The registered champion's evaluation on the same patients; where there is none, a sentence that says why.
+
+    Args:
+        record: of the run that it is to be set beside.
+        bundle: its name, which is that of the registered model.
+    """
+    found = RunStore(record.store).champion(bundle) if record.store and record.run.evaluation else None
+    if found is None:
+        return None, "No previous model was named, and no champion of this bundle is registered in this store."
+    number, weights = found
+    if weights == _table(record).get("checkpoint_sha256"):
+        return None, f"This model is the registered champion itself (version {number}); no earlier one was named."
+    reason = "it was not evaluated in this store"
+    for other in of_weights(record, weights):
+        try:
+            require_comparable(record, other)
+        except InputError as error:
+            reason = str(error).removeprefix("--previous: ").partition(";")[0]
+        else:
+            return other, ""
+    return None, f"The registered champion (version {number}) cannot be set beside it: {reason}."
+
+
 def _table(record: Record) -> Mapping[str, Any]:
     table = record.run.evaluation
     if table is None:
@@ -72,7 +97,12 @@ def _table(record: Record) -> Mapping[str, Any]:
     return table
 
 
-def _require_comparable(record: Record, previous: Record) -> None:
+def require_comparable(record: Record, previous: Record) -> None:
+    """Refuse two evaluations that were not made on the same patients, images, classes and references.
+
+    Raises:
+        InputError: says in what they differ.
+    """
     ours, theirs = (_table(one) for one in (record, previous))
     if record.run.id == previous.run.id:
         raise InputError("--previous names the run of the report itself; name the evaluation of the model before it")
@@ -159,21 +189,21 @@ def _sentence(measure: Measure, found: Mapping[str, Any], unit: str) -> str:
     interval = found["interval"]
     ends = f" (95 % interval {between(interval, measure.digits + 1, sign=True)})" if interval else ""
     left_out = f", {counted(len(found['left_out']), unit)} left out" if found["left_out"] else ""
+    meaning = _meaning(interval, found["patients"])
     return (
         f"{measure.title} differs by {signed(found['mean'], measure.digits + 1)}{ends} on average, better in {better} "
-        f"and worse in {worse} of {counted(found['patients'], unit)}{left_out}: {_meaning(interval)}."
+        f"and worse in {worse} of {counted(found['patients'], unit)}{left_out}: {meaning}."
     )
 
 
-def _meaning(interval: tuple[float, float] | None) -> str:
+def _meaning(interval: tuple[float, float] | None, units: int) -> str:
     if interval is None:
         return "too few to say more"
     low, high = interval
-    if low > 0:
-        return "this model is better by more than chance explains"
-    if high < 0:
-        return "this model is worse by more than chance explains"
-    return "neither is shown to be better"
+    if low <= 0 <= high:
+        return "neither is shown to be better"
+    side = "better" if low > 0 else "worse"
+    return f"this model seems {side}, too few to be sure" if units < FEW else f"this model is {side} on data like these"
 
 
 def _few(table: Mapping[str, Any]) -> str:

@@ -193,6 +193,27 @@ def test_the_previous_model_stands_beside_it_patient_by_patient(site):
     assert "neither is shown to be better" in page.text
 
 
+def test_the_registered_champion_is_the_previous_model(empty_store, tmp_path):
+    """Registered as `registry` does: under the bundle's name, with the digest of its weights."""
+    folder = tmp_path
+    shutil.copy(empty_store, folder)
+    dive = add_run(folder, "dive", tags={"partition": "test"}, files={"evaluation.json": evaluation()})
+    older = evaluation(COUNTS | {"a1": [40, 40, 40]}, checkpoint_sha256="cd" * 32)
+    tags = {"partition": "test", "checkpoint_sha256": "cd" * 32}
+    run = add_run(folder, "old", tags=tags, files={"evaluation.json": older})
+    client = MlflowClient(sqlite_store(folder))
+    client.create_registered_model("ducks")
+    client.create_model_version("ducks", str(folder), run, tags={"checkpoint_sha256": "cd" * 32})
+    record = run_record.read(dive, sqlite_store(folder))
+    assert "no champion of this bundle is registered" in Page(report.html(record)).text
+    client.set_registered_model_alias("ducks", "champion", "1")
+    assert "The previous model is that of run old" in Page(report.html(record)).text
+    other = with_table(record, evaluation(COUNTS | {"c1": [1, 1, 1]}))
+    assert "(version 1) cannot be set beside it: was scored on other patients" in Page(report.html(other)).text
+    same = with_table(record, older)
+    assert "This model is the registered champion itself (version 1)" in Page(report.html(same)).text
+
+
 @pytest.mark.parametrize(
     ("table", "sentence"),
     [
