@@ -129,7 +129,8 @@ def diagram(table: Mapping[str, Any]) -> charts.Figure:
         what = "predicted class" if row == CONFIDENCE else row
         for region, where in REGIONS.items():
             score = table[region][row]
-            bins = [(b["pixels"], b["predicted"], b["observed"]) for b in score["bins"] if b["pixels"]]
+            filled = [b for b in score["bins"] if b["pixels"]]
+            bins = [((b["from"] + b["to"]) / 2, b["pixels"], b["predicted"], b["observed"]) for b in filled]
             panels.append(charts.Reliability(f"{what}, {where}", _in_words(row, score), bins))
     return charts.reliability(panels, columns=len(REGIONS), bins=BINS)
 

@@ -53,7 +53,7 @@ def _overlap(scores: Mapping[str, Any], classes: Sequence[str], *, lacking: bool
     if lacking:
         row["false positive"] = ", ".join(_false_positives(scores["counts"], classes))
     for name, ml in scores.get(VOLUME, {}).items():
-        row |= {f"{name} in the reference (ml)": ml["reference"], f"{name} predicted (ml)": ml["prediction"]}
+        row |= {f"{name} ml reference": ml["reference"], f"{name} ml predicted": ml["prediction"]}
     return row | {"wrong pixels (%)": 100 * scores["pixel_error"]}
 
 

@@ -23,6 +23,9 @@ anything else has, so that the SVG can say `currentColor` in its place."""
 
 PIXELS_PER_INCH = 110
 
+FEW_PIXELS = 1000
+"""Below that many a bin says little: its mark is hollow."""
+
 LEAST_SHARE = 1e-6
 """Of the pixels, where the axis of their shares ends."""
 
@@ -38,8 +41,8 @@ class Reliability(NamedTuple):
 
     title: str
     caption: str
-    bins: Sequence[tuple[int, float, float]]
-    """Per bin that has any: pixels, mean predicted and observed share."""
+    bins: Sequence[tuple[float, int, float, float]]
+    """Per bin that has any: its middle, pixels, mean predicted and observed share."""
 
 
 class Group(NamedTuple):
@@ -114,6 +117,7 @@ def subgroup_bars(
             axes.set_title(f"{measure}\ndashed: all, {mean:.3f}", fontsize="medium", color=INK)
         _bars(axes, sections, index)
         _tidy(axes, "x")
+        axes.tick_params(axis="y", length=0)
     _names(panels[0], sections, unit)
     return figure
 
@@ -121,9 +125,15 @@ def subgroup_bars(
 def _curve(axes: Axes, panel: Reliability) -> None:
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle="--", linewidth=1)
     if panel.bins:
-        _, predicted, observed = np.array(panel.bins).T
+        _, counts, predicted, observed = np.array(panel.bins).T
         axes.vlines(predicted, predicted, observed, color=SHARES, linewidth=5, alpha=0.6)  # the gap that ECE adds up
-        axes.plot(predicted, observed, "o-", color=MARK, markersize=5, linewidth=1.2)
+        few = counts < FEW_PIXELS
+        axes.plot(predicted, observed, color=MARK, linewidth=1.2)
+        axes.plot(predicted[~few], observed[~few], "o", color=MARK, markersize=5)
+        axes.plot(predicted[few], observed[few], "o", color=MARK, markersize=6, markerfacecolor="none")
+        if few.any():
+            about = f"hollow: fewer than {FEW_PIXELS} pixels"
+            axes.text(1, 0.01, about, ha="right", va="bottom", fontsize="small", color=INK)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_ylabel("observed share (dashed: as predicted)", color=INK)
     axes.set_title(f"{panel.title}\n{panel.caption}", fontsize="small", color=INK)
@@ -131,10 +141,9 @@ def _curve(axes: Axes, panel: Reliability) -> None:
 
 
 def _shares(axes: Axes, panel: Reliability, bins: int) -> None:
-    total = sum(count for count, _, _ in panel.bins)
-    for count, predicted, _ in panel.bins:
-        edge = min(int(np.ceil(predicted * bins)), bins) / bins if predicted > 0 else 1 / bins
-        axes.bar(edge - 0.5 / bins, count / total, width=0.9 / bins, color=MARK, alpha=0.75)
+    total = sum(count for _, count, _, _ in panel.bins)
+    for middle, count, _, _ in panel.bins:
+        axes.bar(middle, count / total, width=0.9 / bins, color=MARK, alpha=0.75)
     axes.set_yscale("log")
     axes.set(ylim=(LEAST_SHARE, 2))
     axes.set_yticks([1e-6, 1e-4, 1e-2, 1], ["10⁻⁶", "0.01 %", "1 %", "all"])
@@ -145,18 +154,24 @@ def _shares(axes: Axes, panel: Reliability, bins: int) -> None:
 
 
 def _bars(axes: Axes, sections: Sequence[tuple[str, Sequence[Group]]], index: int) -> None:
-    place = 0
-    for _, groups in sections:
-        for group in groups:
-            place += 1
-            if (value := group.values[index]) is not None:
-                mean, interval = value
-                if interval is not None:
-                    axes.barh(place, interval[1] - interval[0], left=interval[0], height=0.5, color=MARK, alpha=0.45)
-                axes.plot(mean, place, "D", color=INK, markersize=4.5)
-        place += 1
+    lines = [line for _, groups in sections for line in (None, *groups)]  # a line for the column's name
+    for place, group in enumerate(lines):
+        if group is not None:
+            _bar(axes, place, group.values[index])
     axes.use_sticky_edges = False  # else a bar's end is the axis
     axes.margins(x=0.08)
+
+
+def _bar(axes: Axes, place: int, value: tuple[float, tuple[float, float] | None] | None) -> None:
+    if value is None:
+        where = axes.get_yaxis_transform()
+        axes.text(0.02, place, "not defined", transform=where, va="center", fontsize="small", color=INK)
+        return
+    mean, interval = value
+    if interval is not None:
+        low, high = interval
+        axes.barh(place, high - low, left=low, height=0.5, facecolor=(MARK, 0.45), edgecolor=MARK)
+    axes.plot(mean, place, "D", color=INK, markersize=4.5)
 
 
 def _names(axes: Axes, sections: Sequence[tuple[str, Sequence[Group]]], unit: str) -> None:
@@ -167,7 +182,6 @@ def _names(axes: Axes, sections: Sequence[tuple[str, Sequence[Group]]], unit: st
         heads.add(len(names))
         names += [_shortened(column), *(f"{_shortened(g.name)}  ({g.members} {unit}s)" for g in groups)]
     axes.set_yticks(range(len(names)), names)
-    axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(names) - 0.4, -0.6)
     for place, label in enumerate(axes.get_yticklabels()):
         label.set_fontweight("bold" if place in heads else "normal")

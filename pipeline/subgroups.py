@@ -128,7 +128,10 @@ def lines(table: Mapping[str, Any]) -> list[str]:
             found.append(f"{column} {group}: {entry['patients']} {about['unit']}s, {entry['cases']} cases; {dice}")
     if found:
         found = ["Subgroups:", *found, about["note"]]
-    return found + [f"Column {name} makes no subgroups: {reason}." for name, reason in about["left_out"].items()]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in about["left_out"].items():
+        reasons.setdefault(reason, []).append(name)
+    return found + [f"No subgroups by {', '.join(names)}: {reason}." for reason, names in reasons.items()]
 
 
 def _entry(

@@ -47,7 +47,7 @@ def test_volumes_surfaces_objects_groups_and_pictures_have_columns_where_there_a
     found["subgroups_about"] = {"groups": {"sex": {"p0": "F", "p1": "M"}, "case": {"p0": "x", "p1": "x"}}}
     found["pictures"] = [{"file": "pictures/worst_1.png", "case": "c1"}, {"file": "pictures/best.png", "case": "c1"}]
     worst, best = rows(found)
-    assert worst["lung in the reference (ml)"] == 0.05
+    assert worst["lung ml reference"] == 0.05
     assert (worst["HD95 lung (mm)"], best["HD95 lung (mm)"], best["surface Dice lung"]) == (None, 1.5, 0.9)
     assert (worst["AJI"], worst["sex"], worst["case"], worst["case (group)"]) == (0.5, "M", "c1", "x")
     assert (worst["picture"], best["picture"]) == ("pictures/worst_1.png", "")

@@ -7,7 +7,7 @@ import pytest
 from pipeline import charts
 from pipeline.charts import Group, Reliability, reliability, subgroup_bars
 
-BINS = [(1000, 0.03, 0.01), (10, 0.5, 0.4), (200, 0.97, 0.99)]
+BINS = [(0.03, 100_000, 0.03, 0.01), (0.5, 10, 0.5, 0.4), (0.97, 20_000, 0.97, 0.99)]
 
 
 def diagrams():
@@ -58,6 +58,17 @@ def test_names_of_groups_do_not_overlap_and_are_not_cut_off(groups):
     panel = figure.axes[0].get_window_extent(renderer)
     assert max(box.x1 for box in boxes) <= panel.x0
     assert panel.width > 200
+
+
+def test_every_group_has_its_mean_beside_its_name():
+    figure = bars(4, 1)
+    axes = figure.axes[0]
+    names = {place: label.get_text() for place, label in zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)}
+    means = {line.get_ydata()[0]: line.get_xdata()[0] for line in axes.lines if line.get_marker() == "D"}
+    assert [(names[place].split("number ")[1], round(mean, 2)) for place, mean in means.items()] == [
+        ("0  (5 patients)", 0.5), ("2  (7 patients)", 0.7), ("3  (8 patients)", 0.59)
+    ]  # fmt: skip
+    assert [(text.get_text(), text.get_position()[1]) for text in axes.texts] == [("not defined", 2)]
 
 
 def test_titles_of_panels_do_not_overlap():

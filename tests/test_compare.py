@@ -72,6 +72,10 @@ def test_out_of_fold_every_patient_is_scored_once(phantom_manifest, out, tmp_pat
     assert dict(rows(out, "select key, value from params")).items() >= digests.items()
     logged = dict(rows(out, "select key, value from metrics"))
     assert (logged["test_dice_membrane"], logged["test_dice_membrane_low"]) == (pytest.approx(0.41), pytest.approx(low))
+    cases = json.loads((out / "cases.json").read_text())
+    worst_first = dict.fromkeys(row[cases["columns"].index("patient")] for row in cases["data"])
+    assert list(worst_first) == [f"patient-0{n}" for n in (1, 2, 3, 4)]
+    assert "mlflow.loggedArtifacts" in dict(rows(out, "select key, value from tags"))
     compared = compare.compare(made(folded, out, "c", folds=(1, 2)), run=FakeRuns(), say=silent)
     (row,) = [row for row in compared["differences"] if row["measure"] == "dice_membrane"]
     assert (row["patients"], row["interval"]) == (4, pytest.approx((0.08, 0.08)))

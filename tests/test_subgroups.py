@@ -58,7 +58,12 @@ def test_a_class_that_no_patient_has_stays_none():
 
 def test_columns_without_groups_are_said_and_small_rests_are_counted():
     groups = [*[GOOD] * 6, *[BAD] * 5, ("C", 5, 5, 5)]
-    about = tabulated(*groups, name=[f"n{n}" for n in range(12)])["subgroups_about"]
+    table, manifest = evaluated(*groups, name=[f"n{n}" for n in range(12)])
+    found = subgroups.tabulated(table, manifest)
+    about = found["subgroups_about"]
+    assert (
+        subgroups.lines(table | found)[-1] == "No subgroups by name: nearly as many values as patients: an identifier."
+    )
     assert about["left_out"] == {"name": "nearly as many values as patients: an identifier"}
     assert about["not_shown"] == {"site": 1}
 
