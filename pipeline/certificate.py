@@ -105,7 +105,8 @@ def examine(
         names: as for `write_certified`.
 
     Returns:
-        The certificate: digest of the file, whose name may be a patient's, reader, and per class voxels, volume and centroid, in the file and as intended.
+        The certificate: digest of the file, whose name may be a patient's; reader; per class voxels, volume and
+        centroid, in the file and as intended.
 
     Raises:
         InputError: the file cannot be read back.

@@ -5,6 +5,7 @@ folder alone, where manifest, key and DICOM answers lie; runs, store, checkpoint
 """
 
 import contextlib
+import dataclasses
 import io
 import shutil
 import sqlite3
@@ -16,14 +17,18 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from pipeline import compare
 from pipeline.audit import checked_cases
+from pipeline.errors import DataError
 from pipeline.failures import without_paths
 from pipeline.loading import LoadCased
 from pipeline.manifest import Case, read
 from pipeline.tracking import sqlite_store
 from tests import planted
 from tests.byte_search import found
+from tests.test_children import FakeRuns
 from tests.test_tracking import trainer
+from tests.test_trials import plan
 
 VOLUMES, XRAYS = "hippocampus_mri_segmentation", "chest_xray_segmentation"
 NETWORK = ["--width", 4, "--depth", 2]
@@ -231,6 +236,17 @@ def test_what_waits_for_a_store_names_nobody(line, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError):
         trainer(line[0] / "manifest.json", tmp_path, explode, store="http://127.0.0.1:9").run()
     assert list((tmp_path / "unsent").rglob("journal.jsonl"))
+    assert found([tmp_path], planted.texts()) == []
+
+
+def test_a_comparison_keeps_no_place_of_the_data(line, empty_store, tmp_path):
+    shutil.copy(empty_store, tmp_path)
+    planned = plan(line[0] / "manifest.json", tmp_path, "a=", "b=--width 8")
+    planned = dataclasses.replace(planned, dataset_dir=line[0], store=sqlite_store(tmp_path))
+    with pytest.raises(DataError):
+        compare.compare(planned, run=FakeRuns(stop_at=3, code=2), say=lambda _: None)
+    assert (tmp_path / "plan.json").is_file()
+    assert list(tmp_path.rglob("trial.json"))
     assert found([tmp_path], planted.texts()) == []
 
 
