@@ -2,6 +2,7 @@
 
 import base64
 import bz2
+import contextlib
 import gzip
 import hashlib
 import html
@@ -22,6 +23,7 @@ ZLIB_STARTS = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
 DATA_URI = re.compile(rb"base64,([A-Za-z0-9+/=\s]{8,})")
 ESCAPED = re.compile(rb"\\u([0-9a-fA-F]{4})")
 ZIP, SQLITE = b"PK\x03\x04", b"SQLite format 3\x00"
+PIECE = 512
 DEEPEST = 6
 """How many containers may stand in one another."""
 
@@ -106,7 +108,7 @@ def _parts(data):
             yield kind, opened(data)
     if data.startswith(SQLITE):
         yield "tables", _dumped(data)
-    yield "zlib", b"\n".join(_streams(data))
+    yield "zlib", b"".join(_streams(data))
     for match in DATA_URI.finditer(data):
         yield f"data URI at {match.start()}", base64.b64decode(match[1] + b"===")
     if not data.startswith((ZIP, SQLITE)):  # changed bytes are no archive any more; what is in it comes by itself
@@ -122,12 +124,14 @@ def _zipped(data):
 
 
 def _streams(data):
-    """What zlib unpacks, wherever a stream begins."""
+    """What zlib unpacks, wherever a stream begins, up to its end or to where it is broken."""
     for match in ZLIB_STARTS.finditer(data):
-        try:
-            yield zlib.decompressobj().decompress(data[match.start() :])
-        except zlib.error:
-            continue
+        unpacking = zlib.decompressobj()
+        with contextlib.suppress(zlib.error):
+            for start in range(match.start(), len(data), PIECE):
+                yield unpacking.decompress(data[start : start + PIECE])
+                if unpacking.eof:
+                    break
 
 
 def _dumped(data):

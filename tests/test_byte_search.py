@@ -79,6 +79,7 @@ HIDDEN = {
     **{f"base64 after {n} bytes": base64.b64encode(b"x" * n + NAME.encode() + b"more") for n in range(3)},
     "gzip": gzip.compress(NAME.encode()),
     "zlib in the midst": b"head" + zlib.compress(NAME.encode() * 3) + b"tail",
+    "zlib that breaks off": zlib.compress(NAME.encode() + bytes(100_000))[:-20] + b"broken" * 4,
     "gzip in a zip": zipped(),
     "name of a zip's member": named_member(),
     "text chunk of a PNG": png(compressed=False),
