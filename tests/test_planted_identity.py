@@ -19,6 +19,7 @@ from pydicom import dcmread
 
 from pipeline import compare
 from pipeline.audit import checked_cases
+from pipeline.bundle import find
 from pipeline.errors import DataError
 from pipeline.failures import without_paths
 from pipeline.loading import LoadCased
@@ -102,6 +103,11 @@ def test_no_byte_of_the_results_tells_who_it_was(line):
     assert (out / "test/evaluation.json").is_file()
     assert "data:image/png;base64," in (out / "report.html").read_text()
     assert found([out], planted.texts()) == []
+
+
+def test_no_run_writes_where_nobody_looks(line):
+    homes = [Path.cwd(), find(VOLUMES)]
+    assert [home for home in homes if list(home.glob("mlruns*")) or list(home.glob("mlflow.db*"))] == []
 
 
 def test_it_is_where_it_belongs(line):
