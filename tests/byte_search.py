@@ -22,7 +22,7 @@ ZLIB_STARTS = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
 
 DATA_URI = re.compile(rb"base64,([A-Za-z0-9+/=\s]{8,})")
 ESCAPED = re.compile(rb"\\u([0-9a-fA-F]{4})")
-ZIP, SQLITE = b"PK\x03\x04", b"SQLite format 3\x00"
+ZIP, PNG, SQLITE = b"PK\x03\x04", b"\x89PNG\r\n\x1a\n", b"SQLite format 3\x00"
 PIECE = 512
 DEEPEST = 6
 """How many containers may stand in one another."""
@@ -108,7 +108,7 @@ def _parts(data):
             yield kind, opened(data)
     if data.startswith(SQLITE):
         yield "tables", _dumped(data)
-    yield "zlib", b"".join(_streams(data))
+    yield "zlib", b"".join(_streams(_without_pixels(data) if data.startswith(PNG) else data))
     for match in DATA_URI.finditer(data):
         yield f"data URI at {match.start()}", base64.b64decode(match[1] + b"===")
     if not data.startswith((ZIP, SQLITE)):  # changed bytes are no archive any more; what is in it comes by itself
@@ -132,6 +132,19 @@ def _streams(data):
                 yield unpacking.decompress(data[start : start + PIECE])
                 if unpacking.eof:
                     break
+
+
+def _without_pixels(data):
+    """A PNG's chunks but those of its pixels, and whatever stands behind it: pixels are for `glyph_search`."""
+    kept, at = data[:8], 8
+    while at + 8 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if kind != b"IDAT":
+            kept += data[at : at + 12 + length]
+        at += 12 + length
+        if kind == b"IEND":
+            break
+    return kept + data[at:]
 
 
 def _dumped(data):

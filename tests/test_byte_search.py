@@ -84,6 +84,7 @@ HIDDEN = {
     "name of a zip's member": named_member(),
     "text chunk of a PNG": png(compressed=False),
     "compressed text chunk of a PNG": png(compressed=True),
+    "behind a PNG": png(compressed=False)[:-12].replace(NAME.encode(), b"") + zlib.compress(NAME.encode()),
     "checkpoint": checkpoint(),
     "header of a compressed NIfTI": nifti(),
     "data URI of an HTML page": page("nobody"),

@@ -250,7 +250,7 @@ def test_a_comparison_keeps_no_place_of_the_data(line, empty_store, tmp_path):
     planned = plan(line[0] / "manifest.json", tmp_path, "a=", "b=--width 8")
     planned = dataclasses.replace(planned, dataset_dir=line[0], store=sqlite_store(tmp_path))
     with pytest.raises(DataError):
-        compare.compare(planned, run=FakeRuns(stop_at=3, code=2), say=lambda _: None)
+        compare.compare(planned, run=FakeRuns(stop_at=2, code=2), say=lambda _: None)
     assert (tmp_path / "plan.json").is_file()
     assert list(tmp_path.rglob("trial.json"))
     assert found([tmp_path], planted.texts()) == []
