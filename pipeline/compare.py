@@ -116,7 +116,7 @@ def _why_no_folds(manifest: Path) -> str:
 def _parent(plan: Plan) -> ParentRun:
     """The parent run, after everything was checked that can be checked before a training begins."""
     check(plan)
-    run_id = read_plan(plan)
+    key = read_plan(plan)
     plan.output.mkdir(parents=True, exist_ok=True)
     experiment = plan.common.overrides.get("experiment") or bundles.settings(plan.bundle, "training").get("experiment")
     params = {
@@ -131,17 +131,18 @@ def _parent(plan: Plan) -> ParentRun:
     }
     return ParentRun(
         plan.store,
+        plan.output,
         str(experiment or plan.bundle.name),
         plan.kind,
         params,
-        run_id=run_id,
+        key=key,
         created=lambda new: write_plan(plan, new),
     )
 
 
 def _tables(plan: Plan, parent: ParentRun, run: Run, say: Say) -> dict[tuple[str, int], dict[str, Any]]:
     """Run what is not done, and give the table of all test patients per variant and seed."""
-    planned = trials(plan, parent.run_id)
+    planned = trials(plan, parent.key)
     titles = {trial.training["output_dir"]: f"{trial.title}: training" for trial in planned}
     titles |= {trial.evaluating["output_dir"]: f"{trial.title}: test" for trial in planned}
     run_trials(planned, plan, run, say, lambda: parent.name_children(titles))

@@ -19,6 +19,9 @@ logger = logging.getLogger("pipeline.delivery")
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Between two attempts; the last one again and again."""
 
+LAST_REQUEST_SECONDS = 10.0
+"""So long an end waits for a request that is on its way; MLflow gives one up then."""
+
 SILENT_FAILURES = 1
 """A first failure in a row is told to nobody: a connection that was idle for long ends so."""
 
@@ -111,6 +114,8 @@ class Delivery:
                 self._thread.join(0.05)
         finally:
             self._given_up = True
+        if self._thread.ident is not None:
+            self._thread.join(LAST_REQUEST_SECONDS)
         return len(self._queue)
 
     def trouble(self, error: BaseException, at_once: bool = False) -> None:

@@ -37,6 +37,10 @@ ARTIFACT = "artifact"
 """Key of a payload: the name in the run of a file that takes the place of an earlier one of this name."""
 
 
+HELD: set[Path] = set()
+"""Journals that this process writes: a file's lock keeps out other processes only."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One thing that a run says: `kind`, what there is to say of it, and the folder of its files, if it has some."""
@@ -142,14 +146,18 @@ class Journal:
             with contextlib.suppress(OSError):
                 self.folder.parent.rmdir()  # unless it holds another run's
         self._lock.close()
+        HELD.discard(self.folder.absolute())
 
     def _locked(self) -> Any:
+        if self.folder.absolute() in HELD:
+            raise InputError(f"{self.folder.parents[1]}: this process is at work there already")
         file = (self.folder / LOCK).open("w")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not inherited by a loader's workers
         except (BlockingIOError, PermissionError):
             file.close()
             raise InputError(f"{self.folder.parents[1]}: a process is at work there; wait for its end") from None
+        HELD.add(self.folder.absolute())
         return file
 
     def _read_state(self) -> Told:

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.delivery import BEGIN, END, Delivery
 from pipeline.errors import InputError
+from pipeline.heartbeat import Heart, first_beat, reconcile
 from pipeline.journal import ARTIFACT, UNSENT, Journal, keep_file, now_ms
 from pipeline.senders import PIXELS, SENDERS, as_json
 from pipeline.store import MlflowClient, reason, shown
@@ -56,7 +57,9 @@ class Outbox:
         self.key = key or uuid.uuid4().hex
         self.journal = Journal(folder / UNSENT / self.key)
         self.store = store or self._store_of_old()
-        self.delivery = Delivery(self.store, self.key, self.journal, begun=begun, quiet=quiet)
+        self.delivery = Delivery(self.store, self.key, self.journal, begun=self._begun, quiet=quiet)
+        self.begun = begun
+        self.heart: Heart | None = None
 
     @property
     def run_id(self) -> str:
@@ -80,7 +83,7 @@ class Outbox:
         Args:
             experiment: made if it does not exist.
             name: of a new run.
-            tags: of it.
+            tags: of it; those of its first heartbeat are added.
             environment: tags that are compared when it is taken up again.
             parent: id or key of the run that this one is shown under.
             resumed: the run must be there already.
@@ -94,7 +97,7 @@ class Outbox:
         payload: dict[str, Any] = {
             "experiment": experiment,
             "name": name,
-            "tags": dict(tags),
+            "tags": {**tags, **first_beat()},
             "environment": dict(environment),
         }
         payload |= {"parent": parent, "resumed": resumed and not unheard_of, "what": what, "option": option}
@@ -144,6 +147,8 @@ class Outbox:
 
     def end(self, status: str, failure: str = "") -> None:
         """Say how the run ended: FINISHED, FAILED or KILLED, and why."""
+        if self.heart is not None:
+            self.heart.stop()
         self.put(END, {"status": status, "failure": failure, "at": now_ms()})
 
     def close(self, seconds: float | None = None) -> int:
@@ -157,9 +162,15 @@ class Outbox:
         """
         return self.delivery.close(END_SECONDS if seconds is None else seconds)
 
-    def trouble(self, error: BaseException) -> None:
-        """Somebody else has found that the store does not answer."""
-        self.delivery.trouble(error)
+    def _begun(self, client: MlflowClient, run_id: str) -> None:
+        """The store has the run, which lives in this process: in the sending thread."""
+        logger.info("MLflow run %s in %s", run_id, shown(self.store))
+        if not self.delivery.quiet:
+            self.heart = Heart(client, run_id, failed=self.delivery.trouble)
+            self.heart.start()
+            reconcile(client)
+        if self.begun:
+            self.begun(client, run_id)
 
     def _put_file(self, artifact: str, keep: Callable[[Path], Any]) -> None:
         self.put("file", {ARTIFACT: artifact}, lambda folder: keep(folder / posixpath.basename(artifact)))

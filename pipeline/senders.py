@@ -13,6 +13,7 @@ import numpy as np
 import requests
 from PIL import Image
 
+from pipeline.configuration import FOLDER
 from pipeline.errors import InputError
 from pipeline.heartbeat import ELSEWHERE_SECONDS, FAILURE, PROCESS, may_be_resumed
 from pipeline.journal import ARTIFACT
@@ -85,7 +86,10 @@ def begin(client: MlflowClient, store: str, key: str, payload: Mapping[str, Any]
     tags = {**payload["environment"], **payload["tags"], **_parent(client, payload), BEGUN: payload["id"], KEY: key}
     experiment = experiment_id(client, payload["experiment"], store)
     run = client.create_run(experiment, start_time=payload["at"], run_name=payload["name"], tags=tags)
-    return only_one(client, key) or run.info.run_id, True
+    run_id = only_one(client, key) or run.info.run_id
+    for below in client.search_runs([experiment], f"tags.`{PARENT}` = '{key}'"):  # it was told of them first
+        client.set_tag(below.info.run_id, PARENT, run_id)
+    return run_id, True
 
 
 def only_one(client: MlflowClient, key: str) -> str:
@@ -154,6 +158,22 @@ def metrics(client: MlflowClient, run_id: str, payload: dict[str, Any], _: Path 
         client.log_batch(run_id, metrics=points)
 
 
+def results(client: MlflowClient, run_id: str, payload: dict[str, Any], _: Path | None) -> None:
+    """`values` of metrics that have one value, written where the run does not say the same already."""
+    known = client.get_run(run_id).data.metrics
+    changed = {name: value for name, value in payload["values"].items() if known.get(name) != value}
+    metrics(client, run_id, {"values": changed, "step": 0, "at": payload["at"]}, None)
+
+
+def names(client: MlflowClient, run_id: str, payload: dict[str, Any], _: Path | None) -> None:
+    """Name of each run below this one, by the digest of the folder that it writes to (`pipeline.configuration`)."""
+    experiment = client.get_run(run_id).info.experiment_id
+    for run in client.search_runs([experiment], f"tags.`{PARENT}` = '{run_id}'"):
+        title = payload.get(run.data.tags.get(FOLDER, ""))
+        if title and run.info.run_name != title:
+            client.update_run(run.info.run_id, name=title)
+
+
 def dataset(client: MlflowClient, run_id: str, payload: dict[str, Any], _: Path | None) -> None:
     """`dataset` as MLflow's entity has it, and its `context`."""
     context = [InputTag("mlflow.data.context", payload["context"])]
@@ -192,7 +212,7 @@ def end(client: MlflowClient, run_id: str, payload: dict[str, Any], _: Path | No
 
 SENDERS: dict[str, Sender] = {
     "tags": tags, "params": params, "metrics": metrics, "dataset": dataset, "file": file, "picture": picture,
-    "end": end,
+    "end": end, "results": results, "names": names,
 }  # fmt: skip
 """Kind of an entry -> what tells it: `sender(client, run_id, payload, folder)`; others may add theirs."""
 

@@ -26,10 +26,9 @@ from pipeline.checkpoint import TrainingState
 from pipeline.configuration import FOLDER, flattened, folder_digest, pathless, running_config
 from pipeline.errors import DataError, user_error
 from pipeline.failures import without_paths
-from pipeline.heartbeat import Heart, first_beat, reconcile
 from pipeline.manifest import Case, read
 from pipeline.outbox import Outbox
-from pipeline.store import MlflowClient, environment, shown, sqlite_store
+from pipeline.store import MlflowClient, environment, sqlite_store
 from pipeline.system_metrics import SystemMetrics, next_point
 
 logger = logging.getLogger("pipeline.tracking")
@@ -92,7 +91,6 @@ class TrackingHandler:
         self.parent = str(parent or "")
         self.overlay_channel = overlay_channel
         self.outbox: Outbox | None = None
-        self.heart: Heart | None = None
         self.machine: SystemMetrics | None = None
         self.history = {} if state is None else state.history
         self.seconds = 0.0
@@ -139,7 +137,7 @@ class TrackingHandler:
         self._resumed = bool(before)
         outbox = Outbox(self.store, self.output_dir, key=before, begun=self._begun)
         name = f"{self.partition} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
-        tags = first_beat() | read(self.manifest).split_digests()
+        tags = read(self.manifest).split_digests()
         if self.parent:
             tags[FOLDER] = folder_digest(self.parent, str(self.output_dir))
         outbox.begin(
@@ -160,20 +158,12 @@ class TrackingHandler:
 
     def _begun(self, client: MlflowClient, run_id: str) -> None:
         """The store has the run: in the sending thread."""
-        logger.info("MLflow run %s of experiment %s in %s", run_id, self.experiment, shown(self.store))
-        self.heart = Heart(client, run_id, failed=self._skipped_beat)
-        self.heart.start()
-        reconcile(client)
         if self._resumed and not self._over:  # only the store knows how many points the machine has there
             self._measure_machine(next_point(client, run_id))
 
     def _measure_machine(self, first: int) -> None:
         self.machine = SystemMetrics(self._log, first)
         self.machine.start()
-
-    def _skipped_beat(self, error: Exception) -> None:
-        if self.outbox is not None:
-            self.outbox.trouble(error)
 
     def _epoch_started(self, _: Engine) -> None:
         self._losses: list[float] = []
@@ -248,8 +238,6 @@ class TrackingHandler:
         if self.machine is not None:
             self.machine.finish()
         outbox, self.outbox = self.outbox, None
-        if self.heart is not None:
-            self.heart.stop()
         if self.history:
             self._draw_curves(outbox)
         if hint and self.state is not None:

@@ -18,7 +18,6 @@ from mlflow import MlflowClient
 
 from pipeline import delivery, outbox, senders
 from pipeline.errors import InputError
-from pipeline.heartbeat import first_beat
 from pipeline.outbox import Outbox
 from pipeline.store import KEY, NoAnswerError, sqlite_store
 from tests.conftest import ROOT
@@ -98,7 +97,7 @@ def tag(folder, key, name):
 
 def begun(folder, store=None, key="", resumed=False, **changes):
     box = Outbox(store or sqlite_store(folder), folder, key=key, **changes)
-    box.begin("test", "a run", tags=first_beat(), environment={"device": "CPU"}, resumed=resumed)
+    box.begin("test", "a run", tags={}, environment={"device": "CPU"}, resumed=resumed)
     return box
 
 
@@ -183,7 +182,7 @@ def test_killed_outright_without_a_server_and_resumed_with_one(server, tmp_path,
     code = (
         "import os, signal; from pathlib import Path; from pipeline.outbox import Outbox;"
         f"box = Outbox({nowhere()!r}, Path({str(tmp_path)!r}));"
-        "box.begin('test', 'a run', tags={'process': 'gone'}, environment={});"
+        "box.begin('test', 'a run', tags={}, environment={});"
         "box.metrics({'loss': 0.5}, 1); box.metrics({'loss': 0.25}, 2); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True)
