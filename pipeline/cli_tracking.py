@@ -42,10 +42,14 @@ def sync(
         _print(f"{folder}: nothing is unsent")
     done = [sync_one(journal, tracking_uri) for journal in found]
     for one in done:
-        _print(f"{one.folder}: {one.sent} entries sent to {one.store}")
+        _print(f"{one.folder}: {_entries(one.sent)} sent to {one.store}")
         if one.left:
-            _print(f"{one.folder}: {one.left} entries are left, {one.store} does not answer ({one.reason})")
+            _print(f"{one.folder}: {_entries(one.left)} left, {one.store} does not answer ({one.reason})")
         if one.refused:
-            _print(f"{one.folder}: {one.refused} entries are refused ({one.reason})")
+            _print(f"{one.folder}: {_entries(one.refused)} refused ({one.reason})")
     if any(one.left or one.refused for one in done):
         raise typer.Exit(DataError.exit_code)
+
+
+def _entries(number: int) -> str:
+    return "1 entry" if number == 1 else f"{number} entries"
