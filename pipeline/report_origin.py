@@ -15,8 +15,10 @@ from pipeline.report_words import NONE, Table, duration, moment
 from pipeline.run_record import Record, Run
 from pipeline.terms import read_metadata
 
+MANIFEST = "manifest_sha256"
+
 DIGESTS = {
-    "manifest_sha256": "Manifest (list of cases)",
+    MANIFEST: "Manifest (list of cases)",
     "patients_sha256": "Split: which patient is in which partition",
     "pixels_sha256": "Split: which image content is in which partition",
     "checkpoint_sha256": "Weights (checkpoint)",
@@ -161,20 +163,21 @@ def digests(record: Record) -> Table:
     for key, title in DIGESTS.items():
         of = table.get(key) or run.tags.get(key) or run.dataset.get(key) or UNRECORDED
         before = [found for run in record.trainings if (found := run.tags.get(key) or run.dataset.get(key))]
-        rows.append([title, _joined(of), _agreement(of, before, key)])
+        same = "each fold has one of its own" if record.scored and key == MANIFEST else _agreement(of, before, key)
+        rows.append([title, _joined(of), same])
     return Table("Digests (SHA-256): equal digests mean equal content", ("Of", "Digest", "In the training"), rows,
                  text_columns=3)  # fmt: skip
 
 
 def _joined(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _agreement(of: Any, before: list[str], key: str) -> str:
     if not before:
         return UNRECORDED
     same = sorted(map(str, before)) == sorted(map(str, of)) if isinstance(of, list) else set(before) == {of}
-    return "the same" if same else "another" if key != "manifest_sha256" else "another: the list has changed since"
+    return "the same" if same else "another" if key != MANIFEST else "another: the list has changed since"
 
 
 def limits(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:

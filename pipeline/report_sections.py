@@ -8,8 +8,9 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.evaluate import BASELINE, NETWORK
+from pipeline.learning_curves import MEAN, VALIDATION, is_drawn, svg
 from pipeline.patient_flow import FILE
-from pipeline.report_charts import lines
+from pipeline.report_charts import embedded
 from pipeline.report_figures import few, is_few, worst
 from pipeline.report_pairs import Comparison
 from pipeline.report_words import UNITS, between, counted, figure, listed, plural, things
@@ -30,9 +31,6 @@ PURPOSES = {
     "each in turn": "scored by a training that had not seen them",
 }
 """What partitions are for."""
-
-LOSSES = {"loss": "all", "loss_dice": "Dice part", "loss_ce": "cross-entropy part"}
-"""Parts of the training loss, and what a chart calls them."""
 
 
 def state(record: Record) -> str:
@@ -198,49 +196,45 @@ def _of(counts: Mapping[str, Any], unit: str) -> str:
 
 
 def curves(trainings: Sequence[Run]) -> list[tuple[Markup, str]]:
-    """Learning curves, each with its sentence: of one training its parts, of several the validation of each."""
+    """Learning curves with their sentences: of one training all of them, of several the validation of each."""
     if len(trainings) == 1:
-        return [chart for chart in (_loss(trainings[0]), _scores(trainings[0])) if chart[0]]
-    return [chart for chart in (_together(trainings),) if chart[0]]
+        history, told = trainings[0].points, [*_loss(trainings[0]), *_validation(trainings[0])]
+        best = max(history.get(MEAN, ()), key=lambda point: point[1], default=(None,))[0]
+    else:
+        history = {f"{VALIDATION}{_short(run)}": run.points[MEAN] for run in trainings if run.points.get(MEAN)}
+        told, best = [_folds(trainings)], None
+    if not any(points for name, points in history.items() if is_drawn(name)):
+        return []
+    words = " ".join(told)
+    return [(embedded(svg(history, best), "learning", title="Learning curves", told=words), words)]
 
 
-def _together(trainings: Sequence[Run]) -> tuple[Markup, str]:
-    series = {run.name.removesuffix(": training"): run.points.get("val_mean_dice", ()) for run in trainings}
-    best = {name: max(points, key=lambda point: point[1]) for name, points in series.items() if points}
+def _loss(run: Run) -> Iterator[str]:
+    if points := run.points.get("loss"):
+        (first, before), (last, after) = points[0], points[-1]
+        yield (
+            f"The training loss went from {figure(before)} in epoch {first} to {figure(after)} in epoch {last}; "
+            "smaller is better."
+        )
+
+
+def _validation(run: Run) -> Iterator[str]:
+    if points := run.points.get(MEAN):
+        epoch, best = max(points, key=lambda point: point[1])
+        yield (
+            f"Dice on the validation partition was highest in epoch {epoch}, {figure(best)}: its weights were kept. "
+            f"In the last epoch, {points[-1][0]}, it was {figure(points[-1][1])}."
+        )
+
+
+def _folds(trainings: Sequence[Run]) -> str:
+    best = {_short(run): max(points, key=lambda p: p[1]) for run in trainings if (points := run.points.get(MEAN))}
     each = listed([f"{name}, {figure(value)} in epoch {epoch}" for name, (epoch, value) in best.items()])
-    told = f"Dice on validation was highest: {each}. The weights of these epochs were kept."
-    return lines(series, title="Dice on validation", told=told, x_name="Epoch", y_name="Dice"), told if best else ""
+    return f"Dice on validation was highest: {each}. The weights of these epochs were kept."
 
 
-def _loss(run: Run) -> tuple[Markup, str]:
-    series = {LOSSES[key]: run.points[key] for key in LOSSES if run.points.get(key)}
-    if "all" not in series:
-        return Markup(""), ""
-    epochs, values = zip(*series["all"], strict=True)
-    told = (
-        f"The training loss went from {figure(values[0])} in epoch {epochs[0]} to {figure(values[-1])} in epoch "
-        f"{epochs[-1]}; smaller is better."
-    )
-    return lines(series, title="Training loss", told=told, x_name="Epoch", y_name="Loss"), told
-
-
-def _scores(run: Run) -> tuple[Markup, str]:
-    keys = [key for key in run.points if key == "val_mean_dice" or key.startswith("val_dice_")]
-    series = {_title(key): run.points[key] for key in sorted(keys, key=lambda key: (key != "val_mean_dice", key))}
-    mean = run.points.get("val_mean_dice")
-    if not mean:
-        return Markup(""), ""
-    epoch, best = max(mean, key=lambda point: point[1])
-    told = (
-        f"Dice on the validation partition was highest in epoch {epoch}, {figure(best)}: its weights were kept. "
-        f" In the last epoch, {mean[-1][0]}, it was {figure(mean[-1][1])}."
-    )
-    drawn = lines(series, title="Dice on validation", told=told, x_name="Epoch", y_name="Dice", mark=epoch)
-    return drawn, told
-
-
-def _title(key: str) -> str:
-    return "mean" if key == "val_mean_dice" else key.removeprefix("val_dice_")
+def _short(run: Run) -> str:
+    return run.name.removesuffix(": training")
 
 
 def asked(record: Record, bundle: str) -> list[tuple[str, str]]:
