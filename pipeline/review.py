@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import socket
 import sqlite3
@@ -17,6 +18,7 @@ from subprocess import STDOUT, Popen
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
+from pipeline import run_view
 from pipeline.child_process import start, stop, wait_for
 from pipeline.errors import InputError
 
@@ -32,6 +34,9 @@ PORT = 5000
 START_SECONDS = 120
 """The server answers after 5 to 15 s; on a machine that is busy training, later."""
 
+ANSWER_SECONDS = 30
+"""For one answer: a write may wait 20 s for a training's."""
+
 EVERYWHERE = ("0.0.0.0", "::")
 """Hosts that mean every interface; a browser on the same machine says loopback."""
 
@@ -46,7 +51,8 @@ EXPERIMENTS = """
     select experiments.experiment_id, artifact_location, count(*) from experiments join runs using (experiment_id)
     where runs.lifecycle_stage = 'active' and experiments.lifecycle_stage = 'active' group by 1, 2
 """
-"""Read as plain sqlite: to import MLflow for it takes seconds."""
+METRICS = "select distinct key from latest_metrics join runs using (run_uuid) where experiment_id = ?"
+"""Read as plain sqlite: to import MLflow for them takes seconds."""
 
 
 def serve(folder: Path, *, host: str = LOOPBACK, port: int = PORT, ready: Callable[[str], None]) -> None:
@@ -63,14 +69,13 @@ def serve(folder: Path, *, host: str = LOOPBACK, port: int = PORT, ready: Callab
         KeyboardInterrupt: it was stopped, which is how it ends; the server has ended.
     """
     line = command(folder, host=host, port=port)
-    address = url(folder, host=host, port=port)
     _free(host, port)
     with tempfile.TemporaryFile("w+", errors="replace") as said:
         server = start(line, env=os.environ | QUIET, stdout=said, stderr=STDOUT)
         try:
             _until_it_answers(server, host, port)
             if server.poll() is None:
-                ready(address)
+                ready(url(folder, host=host, port=port, view=_lay_out(folder, host, port)))
             wait_for(server)
         except BaseException:
             stop(server)
@@ -92,15 +97,21 @@ def command(folder: Path, *, host: str = LOOPBACK, port: int = PORT) -> list[str
     return [*line, "--uvicorn-opts", "--log-level warning"]
 
 
-def url(folder: Path, *, host: str = LOOPBACK, port: int = PORT) -> str:
+def url(folder: Path, *, host: str = LOOPBACK, port: int = PORT, view: bool = False) -> str:
     """The page's address: the runs, where one experiment has any; else the list of experiments.
 
     MLflow's page opens with what language models need unless its address says otherwise.
+
+    Args:
+        folder: with the store in it.
+        host: interface that the server listens on.
+        port: that it listens on.
+        view: the experiments have our view of their runs.
     """
     found = _experiments(_store(folder))
     place = f"experiments/{found[0][0]}/runs" if len(found) == 1 else "experiments"
-    name = LOOPBACK if host in EVERYWHERE else host
-    return f"http://{name}:{port}/#/{place}?workflowType=machine_learning"
+    shared = f"&viewStateShareKey={run_view.KEY}" if view and len(found) == 1 else ""
+    return f"http://{_reached(host)}:{port}/#/{place}?workflowType=machine_learning{shared}"
 
 
 def caution(folder: Path) -> str:
@@ -122,11 +133,15 @@ def _store(folder: Path) -> Path:
     return folder / STORE
 
 
-def _experiments(store: Path) -> list[tuple[Any, str, int]]:
+def _experiments(store: Path) -> list[tuple[Any, ...]]:
     """Id, place of the files and number of runs of every experiment that has runs."""
+    return _rows(store, EXPERIMENTS)
+
+
+def _rows(store: Path, query: str, *values: Any) -> list[tuple[Any, ...]]:
     try:
         with closing(sqlite3.connect(f"{store.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            return connection.execute(EXPERIMENTS).fetchall()
+            return connection.execute(query, values).fetchall()
     except sqlite3.Error as error:
         raise InputError(f"{store}: not a store of MLflow's ({error}); give the folder of a training") from error
 
@@ -155,17 +170,32 @@ def _free(host: str, port: int) -> None:
 def _until_it_answers(server: Popen[Any], host: str, port: int) -> None:
     """Wait until it does, or has ended."""
     deadline = time.monotonic() + START_SECONDS
-    while server.poll() is None and not _answers(LOOPBACK if host in EVERYWHERE else host, port):
+    while server.poll() is None and not _ask(host, port, "GET", "/health"):
         if time.monotonic() > deadline:
             raise InputError(f"the MLflow server did not answer on {host}:{port} within {START_SECONDS} s")
         time.sleep(0.2)
 
 
-def _answers(host: str, port: int) -> bool:
-    """Whether /health says so; asked without any proxy that the environment may name."""
+def _lay_out(folder: Path, host: str, port: int) -> bool:
+    """Give every experiment our view of its runs; whether that worked: a store may be for reading only."""
+    done = True
+    for experiment, _, _ in _experiments(_store(folder)):
+        metrics = [name for (name,) in _rows(_store(folder), METRICS, experiment)]
+        tag = {"experiment_id": str(experiment), "key": run_view.TAG, "value": run_view.state(metrics)}
+        done &= _ask(host, port, "POST", "/api/2.0/mlflow/experiments/set-experiment-tag", json.dumps(tag))
+    return done
+
+
+def _reached(host: str) -> str:
+    """The name by which this machine reaches a server that listens on `host`."""
+    return LOOPBACK if host in EVERYWHERE else host
+
+
+def _ask(host: str, port: int, method: str, path: str, body: str | None = None) -> bool:
+    """Whether the server says yes; asked without any proxy that the environment may name."""
     try:
-        with closing(http.client.HTTPConnection(host, port, timeout=5)) as connection:
-            connection.request("GET", "/health")
+        with closing(http.client.HTTPConnection(_reached(host), port, timeout=ANSWER_SECONDS)) as connection:
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             with connection.getresponse() as answer:
                 return answer.status == HTTPStatus.OK
     except (OSError, http.client.HTTPException):

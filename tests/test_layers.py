@@ -15,6 +15,7 @@ FLOORS = [
         "tables",
         "terminal",
         "child_process",
+        "run_view",
         "scratch",
         "regular",
         "orientation",

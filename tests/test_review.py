@@ -1,5 +1,6 @@
 """`overtile review` without a browser; with one: tests/test_review_ui.py."""
 
+import base64
 import http.client
 import json
 import os
@@ -9,11 +10,12 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import zlib
 from contextlib import closing
 
 import pytest
 
-from pipeline import review
+from pipeline import review, run_view
 from tests.conftest import ROOT
 
 
@@ -41,9 +43,18 @@ def test_the_address_is_that_of_the_runs_in_the_view_for_trainings(tmp_path):
     expected = "http://127.0.0.1:5000/#/experiments/7/runs?workflowType=machine_learning"
     assert review.url(folder) == expected
     assert review.url(folder, host="0.0.0.0") == expected
+    assert review.url(folder, view=True) == f"{expected}&viewStateShareKey=overtile"
     with sqlite3.connect(folder / "mlflow.db") as file:
         file.execute("insert into runs values (0, 'active')")
     assert review.url(folder, port=80) == "http://127.0.0.1:80/#/experiments?workflowType=machine_learning"
+
+
+def test_the_view_of_the_runs_is_packed_as_mlflows_page_packs_it():
+    saved = json.loads(run_view.state(["loss", "val_mean_dice", "test_dice_b"]))["state"]
+    kind, _, packed = saved.partition(";")
+    columns = json.loads(zlib.decompress(base64.b64decode(packed)))["selectedColumns"]
+    assert kind == "deflate"
+    assert columns[:3] == ["tags.`verdict`", "metrics.`test_dice_b`", "metrics.`val_mean_dice`"]
 
 
 def test_the_server_listens_on_loopback_in_one_process(tmp_path):
