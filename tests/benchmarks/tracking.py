@@ -32,19 +32,27 @@ from pipeline.optimisation import ClipGradients
 from pipeline.phantom import write_em_patients
 from pipeline.recipe import recipe
 from pipeline.split import split_by_patient
+from pipeline.store import sqlite_store
 from pipeline.system_metrics import SystemMetrics
 from pipeline.tracking import TrackingHandler
 
-PATIENTS, SECTIONS, SIZE = 10, 6, 192
-LONG, SHORT, TURNS, MOST = 24, 3, 3, 0.03
+PATIENTS, SECTIONS, SIZE = 10, 4, 192
+LONG, SHORT, TURNS, MOST = 10, 2, 3, 0.03
 """Epochs of the profiled training and of those that take turns, how many turns, and the share that is too much."""
 
-SETTINGS = {"patch": 128, "patches_per_case": 2, "learning_rate": 0.003, "workers": 1, "width": 16}
+SETTINGS = {"patch": 128, "patches_per_case": 4, "learning_rate": 0.003}
+SMALL = {"patches_per_case": 1}
+"""The profiled training is that of `make demo`; those that take turns see fewer patches."""
+
 THREADS = {Delivery: "_work", Heart: "_beat", SystemMetrics: "monitor"}
 MEASURES = (TrackingHandler, EpochClock, LossParts, ClipGradients)
 """What a training without tracking does without; the clipping clips nothing here."""
 
+LEAST_SECONDS = 0.01
+"""Methods of the handler that took less are not told."""
+
 SERVER_SECONDS = 120
+"""A server answers after 5 to 15 s; on a busy machine, later."""
 
 
 def make_data(folder: Path) -> Path:
@@ -63,23 +71,23 @@ class Training:
     """One training in this process: its wall time, and what its tracking spent."""
 
     def __init__(
-        self, data: Path, folder: Path, epochs: int, *, tracked: bool = True, store: str | None = None
+        self, data: Path, folder: Path, epochs: int, *, tracked: bool = True, store: str = "", **changes: int
     ) -> None:
         self.handlers: list[TrackingHandler] = []
         self.profile = cProfile.Profile(time.perf_counter)
         self.threads: Counter[str] = Counter()
-        settings = SETTINGS | {"manifest": str(data), "output_dir": str(folder), "epochs": epochs}
+        settings = SETTINGS | changes | {"manifest": str(data), "output_dir": str(folder), "epochs": epochs}
         settings |= {"tracking_uri": store} if store else {}
         with mock.patch.multiple(TrackingHandler, __init__=self._noted(), _timed=self._profiled()):
             for kind, method in THREADS.items():
                 mock.patch.object(kind, method, self._clocked(kind, method)).start()
             for kind in () if tracked else MEASURES:
                 mock.patch.object(kind, "attach", lambda *_: None).start()
-            start = time.perf_counter()
+            start, work = time.perf_counter(), time.process_time()
             try:
                 bundle.run(bundle.find("neuron_em_segmentation"), "training", settings)
             finally:
-                self.wall = time.perf_counter() - start
+                self.wall, self.work = time.perf_counter() - start, time.process_time() - work
                 mock.patch.stopall()
 
     @property
@@ -139,24 +147,26 @@ def profiled(data: Path, folder: Path) -> float:
     tell(f"{LONG} epochs in {training.wall:.1f} s, {training.inside:.2f} s in the handler: {share:.2%}")
     found = pstats.Stats(training.profile).stats
     for (file, _, name), (_, _, _, seconds, _) in sorted(found.items(), key=lambda each: -each[1][3]):
-        if file.endswith("pipeline/tracking.py") and name != "timed":
+        if file.endswith("pipeline/tracking.py") and name.startswith("_") and seconds >= LEAST_SECONDS:
             tell(f"  {seconds:6.2f} s  {name}")
     for name, seconds in training.threads.items():
         tell(f"  {seconds:6.2f} s  processor time of the thread of {name}, beside the training")
     return share
 
 
-def turns(data: Path, folder: Path) -> None:
-    """Short trainings with and without tracking, one after the other."""
-    walls: dict[bool, list[float]] = {True: [], False: []}
+def turns(data: Path, folder: Path, store: str) -> None:
+    """Short trainings with and without tracking, one after the other, in a store that is there already."""
+    found: dict[bool, list[Training]] = {True: [], False: []}
     for turn in range(TURNS):
-        for tracked, measured in walls.items():
-            measured.append(Training(data, folder / f"{turn}{tracked}", SHORT, tracked=tracked).wall)
-    with_it, without = (statistics.median(walls[tracked]) for tracked in walls)
-    spread = ", ".join(f"{wall:.1f}" for wall in walls[True]), ", ".join(f"{wall:.1f}" for wall in walls[False])
-    tell(
-        f"{SHORT} epochs take {with_it:.1f} s with tracking ({spread[0]}), {without:.1f} s without ({spread[1]}), medians"
-    )
+        for tracked, trainings in found.items():
+            trainings.append(Training(data, folder / f"{turn}{tracked}", SHORT, tracked=tracked, store=store, **SMALL))
+    for tracked, trainings in found.items():
+        walls, works = [each.wall for each in trainings], [each.work for each in trainings]
+        each = ", ".join(f"{wall:.1f}" for wall in walls)
+        tell(
+            f"{SHORT} epochs {'with' if tracked else 'without'} tracking: {statistics.median(walls):.1f} s ({each}), "
+            f"{statistics.median(works):.1f} s of a processor, medians of {TURNS}"
+        )
 
 
 def stalled(data: Path, folder: Path) -> None:
@@ -186,7 +196,7 @@ def stalled(data: Path, folder: Path) -> None:
     try:
         until_it_answers(store)
         with mock.patch.object(TrackingHandler, "_epoch_completed", stop_server):
-            training = Training(data, folder / "run", SHORT, store=store)
+            training = Training(data, folder / "run", SHORT, store=store, **SMALL)
         unsent = len(list((folder / "run").rglob("journal.jsonl")))
         end = training.inside - moments[-1]
         tell(
@@ -214,7 +224,7 @@ def main() -> int:
         folder = Path(temporary)
         data = make_data(folder / "data")
         share = profiled(data, folder / "long")
-        turns(data, folder / "turns")
+        turns(data, folder / "turns", sqlite_store(folder / "long"))
         stalled(data, folder / "stalled")
     return int(share >= MOST)
 
