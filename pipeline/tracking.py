@@ -40,6 +40,9 @@ SECONDS = "tracking_seconds"
 """Metric: what a whole run has spent in its tracking handler."""
 
 
+STOPPED = "stopped by SIGTERM"
+
+
 class TrackingHandler:
     """Writes an engine's run to MLflow; stands first among the handlers that raise an exception again.
 
@@ -96,6 +99,7 @@ class TrackingHandler:
         self.seconds = 0.0
         self._resumed = self._over = False
         self._previous_sigterm: Any = None
+        self._asked_to_stop = False
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine from its start to its end, however it ends."""
@@ -132,7 +136,7 @@ class TrackingHandler:
         if self.state is not None:
             self.state.lock()
         if threading.current_thread() is threading.main_thread():
-            self._previous_sigterm = signal.signal(signal.SIGTERM, _interrupt) or signal.SIG_DFL
+            self._previous_sigterm = signal.signal(signal.SIGTERM, self._interrupt) or signal.SIG_DFL
         before = self.state.run_id if self.state is not None else ""
         self._resumed = bool(before)
         outbox = Outbox(self.store, self.output_dir, key=before, begun=self._begun)
@@ -170,7 +174,13 @@ class TrackingHandler:
         self._images = 0
         self._clock = time.perf_counter()
 
+    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        self._asked_to_stop = True
+        raise KeyboardInterrupt(STOPPED)
+
     def _iteration(self, engine: Engine) -> None:
+        if self._asked_to_stop:  # it came while a process was forked or an object deleted: Python swallows it there
+            raise KeyboardInterrupt(STOPPED)
         outputs: Any = engine.state.output  # taken apart into cases, the batch's loss with each of them
         self._images += len(outputs)
         if CommonKeys.LOSS in outputs[0]:
@@ -282,7 +292,3 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
     """The metrics that are one finite number."""
     values = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
     return {name: float(v) for name, v in values.items() if isinstance(v, (int, float)) and np.isfinite(v)}
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt("stopped by SIGTERM")

@@ -112,6 +112,17 @@ def test_a_signal_says_killed(phantom_manifest, tmp_path, how):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_swallows_stops_it_all_the_same(phantom_manifest, tmp_path):
+    class Deleted:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)  # what is raised here is ignored, as it is while a process is forked
+
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGTERM"):
+        trainer(phantom_manifest, tmp_path, lambda _: Deleted() and None).run()
+    assert rows(tmp_path, "select status from runs") == [("KILLED",)]
+
+
 def test_two_runs_never_mix(phantom_manifest, tmp_path):
     def explode(_):
         raise ZeroDivisionError
