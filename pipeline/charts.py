@@ -23,7 +23,7 @@ anything else has, so that the SVG can say `currentColor` in its place."""
 
 PIXELS_PER_INCH = 110
 
-FEW_PIXELS = 1000
+FEW_PIXELS = 100
 """Below that many a bin says little: its mark is hollow."""
 
 LEAST_SHARE = 1e-6
