@@ -70,42 +70,57 @@ def most(mask: np.ndarray) -> tuple[int, int, int]:
     return tuple(int(count.argmax()) for count in counts)  # type: ignore[return-value]
 
 
-def comparison(
+@dataclass(frozen=True)
+class View:
+    """One slice of a case, or an image, as it is kept until it is known whether it is drawn."""
+
+    caption: str
+    letters: str
+    """Of the sides of the patient; empty for an image."""
+    size: tuple[int, int]
+    """Rows and columns at which it is drawn."""
+    layers: np.ndarray
+    """(3, rows, columns) uint8: the image between black and white, class indices of the reference, of the prediction."""
+
+
+def views(
     image: np.ndarray,
     reference: np.ndarray,
     prediction: np.ndarray,
-    title: str,
     spacing_mm: Sequence[float] | None = None,
-) -> np.ndarray:
-    """Image, contours and errors of one case; of a volume in three planes, each at the slice with the most errors.
+    body: np.ndarray | None = None,
+) -> list[View]:
+    """What is drawn of a case, cropped to the body: an image as it is, of a volume three slices, those most wrong.
 
-    Where nothing is wrong, it is the slice with the most foreground.
+    A volume is cut in each plane where most voxels are wrong, or, where nothing is, where most are foreground.
 
     Args:
         image: (1, H, W) or (1, X, Y, Z), any range.
         reference: (H, W) or (X, Y, Z) uint8 class indices.
         prediction: likewise.
-        title: of the case.
-        spacing_mm: along X, Y and Z.
-
-    Returns:
-        (rows, columns, 3) uint8.
+        spacing_mm: along X, Y and Z; None: voxels are taken for cubes.
+        body: (H, W) or (X, Y, Z) bool, outside of which neither the image nor the prediction is shown; the reference
+            is. None: all of it.
     """
+    if body is not None:
+        crop = box(body | (reference > 0))
+        image, prediction = covered(image, body)[(slice(None), *crop)], np.where(body, prediction, 0)[crop]
+        reference, body = reference[crop], body[crop]
+    else:
+        crop = tuple(slice(0, side) for side in reference.shape)
     if reference.ndim == 2:
-        return overlay.comparison(image, reference, prediction, title)
+        scale = np.clip(max(reference.shape), SIDE, LONGEST) / max(reference.shape)
+        size = tuple(max(1, round(side * scale)) for side in reference.shape)
+        return [View("", "", size, _layers(image[0], reference, prediction, body))]
     wrong = reference != prediction
     places = most(wrong if wrong.any() else reference > 0)
-    rows = []
+    found = []
     for plane in PLANES:
-        index = places[plane.axis]
-        drawn = (
-            scaled(np.asarray(cut(volume, plane, index), kind), plane, reference.shape, spacing_mm)
-            for volume, kind in ((image[0], np.float32), (reference, np.uint8), (prediction, np.uint8))
-        )
-        grey, truth, ours = drawn
-        about = caption(plane, index, reference.shape)
-        rows.append(overlay.comparison(grey[None], truth, ours, about, letters=plane.letters, width=SIDE))
-    return overlay.captioned(overlay.stack_rows(rows), title)
+        place, inside = places[plane.axis], None if body is None else cut(body, plane, places[plane.axis])
+        slices = (cut(volume, plane, place) for volume in (image[0], reference, prediction))
+        about = f"{plane.name} {place + 1 + crop[plane.axis].start} of {FULL}"
+        found.append(View(about, plane.letters, size_of(plane, reference.shape, spacing_mm), _layers(*slices, inside)))
+    return found
 
 
 def outlined(
