@@ -14,9 +14,10 @@ from pipeline.errors import InputError
 
 REFERENCE_COLOUR = (0, 114, 178)
 PREDICTION_COLOUR = (230, 159, 0)
-BOTH_COLOUR = (255, 255, 255)
 CONFUSED_COLOUR = (204, 121, 167)
-"""Blue, orange, white and reddish purple of Okabe and Ito's palette: colour-blind people tell them apart."""
+LINE_COLOUR = (86, 180, 233)
+"""Blue, orange, reddish purple and, for lines on dark tissue, sky blue of Okabe and Ito's palette: colour-blind people
+tell them apart. In grey, orange is as bright as purple and sky blue, hence dashes and stripes."""
 
 CLASS_COLOURS = (
     (230, 159, 0),
@@ -28,6 +29,12 @@ CLASS_COLOURS = (
     (0, 114, 178),
 )
 """Of class 1, 2, ...: the same palette, first what is seen on black and on white; an eighth class starts it again."""
+
+DASH, STRIPE = 8, 6
+"""Pixels from one dash, one stripe to the next."""
+
+DARKENED = 0.6
+"""Share of an image's brightness on which errors are drawn."""
 
 TINT = 0.55
 """Share of the colour where an image shines through."""
@@ -133,41 +140,64 @@ def channel(image: np.ndarray, index: int) -> np.ndarray:
     return image[index : index + 1]
 
 
-def contours(image: np.ndarray, reference: np.ndarray | None, prediction: np.ndarray | None) -> np.ndarray:
-    """Draw the inner boundaries of two label maps on an image.
+def contours(
+    picture: np.ndarray, reference: np.ndarray, prediction: np.ndarray, *, by_class: bool = False
+) -> np.ndarray:
+    """Draw where two label maps end: a line for the reference, dashes for the prediction.
 
     Args:
-        image: (C, H, W), any range.
-        reference: (H, W) class indices, drawn blue.
-        prediction: (H, W) class indices, drawn orange; white where both run.
+        picture: (H, W, 3) uint8.
+        reference: (H, W) class indices, drawn light blue, or every class in its colour.
+        prediction: (H, W) class indices, drawn orange, or likewise.
+        by_class: in the classes' colours.
 
     Returns:
         (H, W, 3) uint8.
     """
-    canvas = grey(image)
-    drawn = [
-        np.zeros(canvas.shape[:2], bool) if m is None else find_boundaries(m, mode="inner")
-        for m in (reference, prediction)
-    ]
-    canvas[drawn[0]] = REFERENCE_COLOUR
-    canvas[drawn[1]] = PREDICTION_COLOUR
-    canvas[drawn[0] & drawn[1]] = BOTH_COLOUR
+    canvas = picture.copy()
+    dashes = _stripes(canvas.shape, DASH, DASH - 3)
+    for label, colour, where in ((reference, LINE_COLOUR, True), (prediction, PREDICTION_COLOUR, dashes)):
+        if not by_class:
+            canvas[find_boundaries(label, mode="inner") & where] = colour
+            continue
+        for index in np.unique(label[label > 0]):
+            canvas[find_boundaries(label == index, mode="inner") & where] = class_colour(int(index))
     return canvas
 
 
-def errors(reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-    """Foreground (H, W) against foreground: agreement white, missed blue, added orange, another class purple.
+def errors(picture: np.ndarray, reference: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    """Foreground against foreground on a darkened picture: missed blue with white stripes, added orange.
+
+    Where both have foreground, but of two classes, it is purple with black stripes. The stripes tell them apart in a
+    print without colours.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        reference: (H, W) class indices.
+        prediction: likewise.
 
     Returns:
         (H, W, 3) uint8.
     """
     truth, found = reference > 0, prediction > 0
-    canvas = np.zeros((*truth.shape, 3), np.uint8)
-    canvas[truth & found] = BOTH_COLOUR
-    canvas[truth & found & (reference != prediction)] = CONFUSED_COLOUR
-    canvas[truth & ~found] = REFERENCE_COLOUR
-    canvas[~truth & found] = PREDICTION_COLOUR
+    canvas = (picture * DARKENED).astype(np.uint8)
+    stripes = _stripes(canvas.shape, STRIPE, 2)
+    missed, confused = truth & ~found, truth & found & (reference != prediction)
+    for where, colour in (
+        (missed, REFERENCE_COLOUR),
+        (missed & stripes, (255, 255, 255)),
+        (found & ~truth, PREDICTION_COLOUR),
+        (confused, CONFUSED_COLOUR),
+        (confused & stripes, (0, 0, 0)),
+    ):
+        canvas[where] = colour
     return canvas
+
+
+def _stripes(shape: Sequence[int], period: int, width: int) -> np.ndarray:
+    """Diagonal stripes, (H, W) bool."""
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    return np.asarray((rows + columns) % period < width)
 
 
 def cells(image: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -259,16 +289,24 @@ def legend(names: Mapping[int, str], width: int) -> np.ndarray:
 
 
 def comparison(
-    image: np.ndarray, reference: np.ndarray, prediction: np.ndarray, title: str, *, letters: str = "", width: int = 0
+    picture: np.ndarray,
+    reference: np.ndarray,
+    prediction: np.ndarray,
+    title: str,
+    *,
+    letters: str = "",
+    width: int = 0,
+    by_class: bool = False,
 ) -> np.ndarray:
-    """Image, contours and errors of one case side by side, each with `letters` and at least `width` pixels wide."""
-    classes = "" if max(reference.max(), prediction.max()) < 2 else ", purple another class"
+    """A picture (H, W, 3), contours and errors side by side, each with `letters` and at least `width` pixels wide."""
+    lines = "line reference, dashes ours" if by_class else "blue line reference, orange dashes ours"
+    confused = ", purple another class" if by_class else ""
     drawn = [
-        (title, grey(image)),
-        ("blue reference, orange ours", contours(image, reference, prediction)),
-        (f"blue missed, orange added{classes}", errors(reference, prediction)),
+        (title, picture),
+        (lines, contours(picture, reference, prediction, by_class=by_class)),
+        (f"striped blue missed, orange added{confused}", errors(picture, reference, prediction)),
     ]
-    return panels([(about, lettered(picture, letters) if letters else picture) for about, picture in drawn], width)
+    return panels([(about, lettered(one, letters) if letters else one) for about, one in drawn], width)
 
 
 def save(picture: np.ndarray, path: Path) -> None:

@@ -7,12 +7,13 @@ from the patient's left.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline import overlay
+from pipeline.body import box, covered
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ PLANES = (AXIAL, Plane("coronal", 1, "RLSI"), Plane("sagittal", 0, "APSI"))
 
 SIDE = 300
 """Pixels of the volume's longest edge in a comparison: its caption fits above a cube."""
+
+LONGEST = 512
+"""Pixels of a larger image's longer side in a comparison; a smaller one is enlarged to `SIDE`."""
 
 SMALL = 168
 """Likewise on a sheet of many: the three planes side by side are as wide as two pictures of 256 pixels."""
@@ -57,9 +61,16 @@ def scaled(
         spacing_mm: along X, Y and Z; None: voxels are taken for cubes.
         side: pixels of the volume's longest edge.
     """
+    return overlay.resized(values, _size(plane, shape, spacing_mm, side), smooth=values.dtype != np.uint8)
+
+
+def _size(
+    plane: Plane, shape: Sequence[int], spacing_mm: Sequence[float] | None, side: int = SIDE
+) -> tuple[int, int]:
+    """Rows and columns of a slice whose volume's longest edge has `side` pixels."""
     edges = np.multiply(shape, spacing_mm or (1.0, 1.0, 1.0))
     across, down = (max(1, round(edge * side / edges.max())) for axis, edge in enumerate(edges) if axis != plane.axis)
-    return overlay.resized(values, (down, across), smooth=values.dtype != np.uint8)
+    return down, across
 
 
 def most(mask: np.ndarray) -> tuple[int, int, int]:
@@ -102,25 +113,62 @@ def views(
         body: (H, W) or (X, Y, Z) bool, outside of which neither the image nor the prediction is shown; the reference
             is. None: all of it.
     """
+    shape = reference.shape
+    crop = tuple(slice(0, side) for side in shape) if body is None else box(body | (reference > 0))
     if body is not None:
-        crop = box(body | (reference > 0))
         image, prediction = covered(image, body)[(slice(None), *crop)], np.where(body, prediction, 0)[crop]
         reference, body = reference[crop], body[crop]
-    else:
-        crop = tuple(slice(0, side) for side in reference.shape)
     if reference.ndim == 2:
-        scale = np.clip(max(reference.shape), SIDE, LONGEST) / max(reference.shape)
-        size = tuple(max(1, round(side * scale)) for side in reference.shape)
-        return [View("", "", size, _layers(image[0], reference, prediction, body))]
+        scale = min(max(*reference.shape, SIDE), LONGEST) / max(reference.shape)
+        size = (max(1, round(reference.shape[0] * scale)), max(1, round(reference.shape[1] * scale)))
+        return [View("image", "", size, _layers(image[0], reference, prediction, body, size))]
     wrong = reference != prediction
     places = most(wrong if wrong.any() else reference > 0)
     found = []
     for plane in PLANES:
-        place, inside = places[plane.axis], None if body is None else cut(body, plane, places[plane.axis])
-        slices = (cut(volume, plane, place) for volume in (image[0], reference, prediction))
-        about = f"{plane.name} {place + 1 + crop[plane.axis].start} of {FULL}"
-        found.append(View(about, plane.letters, size_of(plane, reference.shape, spacing_mm), _layers(*slices, inside)))
+        place = places[plane.axis]
+        inside = None if body is None else cut(body, plane, place)
+        size = _size(plane, reference.shape, spacing_mm)
+        image_, truth, ours = (cut(volume, plane, place) for volume in (image[0], reference, prediction))
+        about = caption(plane, place + crop[plane.axis].start, shape)
+        found.append(View(about, plane.letters, size, _layers(image_, truth, ours, inside, size)))
     return found
+
+
+def drawn(found: Sequence[View], lines: Sequence[str], names: Mapping[int, str] | None = None) -> np.ndarray:
+    """Image, contours and errors of every view, below lines of text: (rows, columns, 3) uint8.
+
+    Args:
+        found: from `views`.
+        lines: of the case; one or more.
+        names: class index from 1 on -> name, where there are several: each then has a colour, and they stand below.
+    """
+    rows = []
+    for view in found:
+        image, truth, ours = (overlay.resized(layer, view.size, smooth=not n) for n, layer in enumerate(view.layers))
+        picture, several = overlay.shown(image[None], (0, 255)), bool(names)
+        rows.append(
+            overlay.comparison(
+                picture, truth, ours, view.caption, letters=view.letters, width=SIDE, by_class=several
+            )
+        )
+    if names:
+        rows.append(overlay.legend(names, rows[0].shape[1]))
+    return overlay.captioned(overlay.stack_rows(rows), *lines)
+
+
+def _layers(
+    image: np.ndarray, reference: np.ndarray, prediction: np.ndarray, body: np.ndarray | None, size: tuple[int, int]
+) -> np.ndarray:
+    """(3, rows, columns) uint8, no larger than they are drawn."""
+    inside = image if body is None or not body.any() else image[body]
+    low, high = overlay.window(inside)
+    grey = (np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255).astype(np.uint8)
+    kept = (min(image.shape[0], size[0]), min(image.shape[1], size[1]))
+    if kept == image.shape:
+        return np.stack([grey, reference, prediction]).astype(np.uint8)
+    layers = (np.ascontiguousarray(layer).astype(np.uint8) for layer in (grey, reference, prediction))
+    return np.stack([overlay.resized(layer, kept, smooth=not number) for number, layer in enumerate(layers)])
 
 
 def outlined(

@@ -16,7 +16,7 @@ class Scored:
     id: str
     patient: str
     image: np.ndarray
-    """(1, H, W) float32, or (1, X, Y, Z), any range: the channel that pictures show."""
+    """(1, H, W) float32, or (1, X, Y, Z), any range: the channel that pictures show, covered outside the body."""
     reference: np.ndarray
     """(H, W) uint8 class indices; a volume has three axes."""
     prediction: np.ndarray
@@ -27,6 +27,22 @@ class Scored:
     """(H, W) int32, the reference's objects, 0 for the background; None where none are loaded."""
     spacing_mm: tuple[float, ...] | None = None
     """Between voxels, along each axis of the reference; None where it is not known."""
+    body: np.ndarray | None = None
+    """(H, W) bool, from `pipeline.body.mask`, as the reference; None: all of the image. It bears on pictures alone."""
+
+    def visible(self, label: np.ndarray) -> np.ndarray:
+        """A label map that a network made, without what lies outside the body: it may be the shape of letters."""
+        return label if self.body is None else np.where(self.body, label, 0).astype(label.dtype)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a picture has to say about what it does not show."""
+        if self.body is None:
+            return []
+        hidden = int(((self.prediction > 0) & ~self.body).sum())
+        unit = "px" if self.body.ndim == 2 else "voxels"
+        nothing = ["no body was found: the image is not shown"] if not self.body.any() else []
+        return nothing + ([f"{hidden} {unit} outside the body not drawn"] if hidden else [])
 
 
 class Scorer(Protocol):
