@@ -72,7 +72,7 @@ def mask(image: np.ndarray) -> np.ndarray:
 
 
 def covered(image: np.ndarray, body: np.ndarray) -> np.ndarray:
-    """An image whose pixels outside the body are its minimum.
+    """An image whose pixels outside the body are the minimum of those inside; 0 where there is no body.
 
     Args:
         image: (C, H, W) or (C, X, Y, Z).
@@ -81,7 +81,7 @@ def covered(image: np.ndarray, body: np.ndarray) -> np.ndarray:
     Returns:
         Another array of the same shape and dtype.
     """
-    return np.where(body, image, np.nanmin(image[:, body], initial=np.inf) if body.any() else 0).astype(image.dtype)
+    return np.where(body, image, np.nan_to_num(image[:, body]).min() if body.any() else 0).astype(image.dtype)
 
 
 def box(body: np.ndarray, margin: int = 2) -> tuple[slice, ...]:
@@ -97,13 +97,18 @@ def box(body: np.ndarray, margin: int = 2) -> tuple[slice, ...]:
 
 def _small(image: np.ndarray, factors: Sequence[int]) -> np.ndarray:
     """The mean of the channels, each from 0 to 1, in blocks of pixels; body is bright in it."""
-    scaled = [one for one in map(_scaled, np.nan_to_num(image)) if one is not None]
+    scaled = [one for one in map(_upright, np.nan_to_num(image)) if one is not None]
     if not scaled:
         return np.zeros([-(-side // factor) for side, factor in zip(image.shape[1:], factors, strict=True)], np.float32)
     mean = np.mean(scaled, axis=0)
     filled = np.pad(mean, [(0, -side % factor) for side, factor in zip(mean.shape, factors, strict=True)], mode="edge")
-    small = block_reduce(filled, tuple(factors), np.mean) if max(factors) > 1 else filled
-    return 1 - small if small.ndim == 2 and _is_bright_outside(small) else small
+    return block_reduce(filled, tuple(factors), np.mean) if max(factors) > 1 else filled
+
+
+def _upright(channel: np.ndarray) -> np.ndarray | None:
+    """A channel from 0 to 1, turned round if air is bright in it."""
+    scaled = _scaled(channel)
+    return _scaled(-channel) if scaled is not None and scaled.ndim == 2 and _is_bright_outside(scaled) else scaled
 
 
 def _scaled(channel: np.ndarray) -> np.ndarray | None:
@@ -115,13 +120,13 @@ def _scaled(channel: np.ndarray) -> np.ndarray | None:
     return np.clip((channel - low) / (high - low), 0, 1) if high > low else (channel >= high).astype(np.float32)
 
 
-def _is_bright_outside(small: np.ndarray) -> bool:
+def _is_bright_outside(image: np.ndarray) -> bool:
     """Whether the rim is brighter than the stripes through the middle, where every body has tissue."""
-    stripes = np.zeros(small.shape, bool)
-    for axis, side in enumerate(small.shape):
+    stripes = np.zeros(image.shape, bool)
+    for axis, side in enumerate(image.shape):
         width = max(1, round(0.05 * side))
         stripes[(slice(None),) * axis + (slice(side // 2 - width, side // 2 + width),)] = True
-    return bool(small[stripes].mean() < small[_rim(small.shape, RIM)].mean())
+    return bool(image[stripes].mean() < image[_rim(image.shape, RIM)].mean())
 
 
 def _found(small: np.ndarray) -> np.ndarray:

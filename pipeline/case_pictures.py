@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,11 +71,9 @@ class CasePictures:
         crop: look for the body and show nothing else; False: the whole field is of interest, as under a microscope.
     """
 
-    def __init__(
-        self, class_names: list[str] | tuple[str, ...], *, worst: int = 1, channel: int = 0, crop: bool = True
-    ) -> None:
+    def __init__(self, class_names: Sequence[str], *, worst: int = 1, channel: int = 0, crop: bool = True) -> None:
         self.classes = len(class_names)
-        self.names = dict(enumerate(class_names[1:], start=1)) if len(class_names) > 2 else None
+        self.names = several(class_names)
         self.worst = worst
         self.channel = channel
         self.crop = crop
@@ -146,6 +144,11 @@ def views_of(case: Scored) -> list[planes.View]:
     return planes.views(case.image, case.reference, case.prediction, case.spacing_mm, case.body)
 
 
-def drawn(case: Scored, title: str, names: Mapping[int, str] | None = None) -> np.ndarray:
+def drawn(case: Scored, title: str, class_names: Sequence[str]) -> np.ndarray:
     """One case, (H, W, 3) uint8, below its title and what is not shown of it."""
-    return planes.drawn(views_of(case), [title, *case.notes], names)
+    return planes.drawn(views_of(case), [title, *case.notes], several(class_names))
+
+
+def several(class_names: Sequence[str]) -> dict[int, str] | None:
+    """Class index from 1 on -> name; None where there is one class, whose colour says nothing."""
+    return dict(enumerate(class_names[1:], start=1)) if len(class_names) > 2 else None

@@ -13,23 +13,24 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from skimage.filters import threshold_otsu
 
+from pipeline import body as bodies
 from pipeline import (
     calibration,
     case_rows,
     instance_scores,
     logged_table,
     overlay,
-    planes,
     subgroups,
     surface_distances,
 )
 from pipeline.atomic import atomic
 from pipeline.batches import cases_of, classes, volume_spacing_mm
+from pipeline.case_pictures import CasePictures
 from pipeline.checkpoint import training_of
 from pipeline.digests import file_digest
 from pipeline.errors import InputError
 from pipeline.manifest import read, unit_name
-from pipeline.metrics import dice_empty_scored, overlap_counts, pixel_error
+from pipeline.metrics import overlap_counts
 from pipeline.patient_scores import INSTANCES, NETWORK, SURFACES
 from pipeline.patient_table import tabulate
 from pipeline.provenance import refuse_overlap
@@ -39,14 +40,15 @@ from pipeline.tables import MEASURES
 BASELINE = "otsu"
 """The other method of a table."""
 
-WORST = 3
-"""Cases that the overlay shows: those with the lowest Dice."""
+WORST, ONE_BY_ONE = 3, 6
+"""Cases with the lowest Dice that stand on one sheet, and those that are drawn in a file each."""
 
 PROBABILITIES = "probabilities"
 """What the postprocessing leaves beside the prediction: (classes, H, W), or (1, H, W) of class 1; and the reference's
 objects that a case may be loaded with, (1, H, W)."""
 
-TABLE, OVERLAY, PICTURES = "evaluation.json", "worst.png", "worst*.png"
+TABLE, OVERLAY, FOLDER = "evaluation.json", "worst.png", "pictures"
+PICTURES = ("worst*.png", f"{FOLDER}/*.png")
 """The files of an evaluation; a picture that this evaluation does not make is removed, since it is of another one."""
 
 CALIBRATION = calibration.Calibration.name
@@ -71,6 +73,8 @@ class CaseTable:
             is on this side; None: do not. For two classes only.
         measures: what is printed and recorded of the table, of `pipeline.tables.MEASURES`; all of them are in the file.
         overlay_channel: of the image, from 0: the one that the pictures show.
+        body: pictures show the body alone, see `pipeline.body`; False: the whole field, as that of a microscope. No
+            score depends on it.
         scorers: of more than overlap, say `pipeline.separation.Separation`.
     """
 
@@ -85,6 +89,7 @@ class CaseTable:
         otsu_foreground: str | None = None,
         measures: Sequence[str] = ("dice", "pixel_error"),
         overlay_channel: int = 0,
+        body: bool = True,
         scorers: Sequence[Scorer] = (),
     ) -> None:
         if otsu_foreground not in (None, "dark", "bright"):
@@ -103,7 +108,8 @@ class CaseTable:
         self.overlay_channel = overlay_channel
         self.scorers = list(scorers)
         self.rows: list[dict[str, Any]] = []
-        self.worst: list[tuple[tuple[float, float], np.ndarray]] = []
+        self.body = body
+        self.pictures = CasePictures(self.class_names, worst=ONE_BY_ONE)
 
     def attach(self, engine: Engine) -> None:
         """Follow an engine; stands before the tracking handler, so that what is refused makes no run."""
@@ -130,15 +136,18 @@ class CaseTable:
     def _count(self, engine: Engine) -> None:
         for item, output in cases_of(engine):
             image = _array(output[CommonKeys.IMAGE], np.float32)
+            shown = overlay.channel(image, self.overlay_channel)
+            inside = bodies.mask(shown) if self.body else None
             case = Scored(
                 item["id"],
                 item["patient"],
-                overlay.channel(image, self.overlay_channel),
+                shown if inside is None else bodies.covered(shown, inside),
                 classes(_array(output[CommonKeys.LABEL])),
                 classes(_array(output[CommonKeys.PRED])),
                 _array(output[PROBABILITIES], np.float32) if PROBABILITIES in output else None,
                 _array(item[INSTANCES], np.int32)[0] if INSTANCES in item else None,
                 self._spacing_mm(output[CommonKeys.LABEL]),
+                inside,
             )
             counts = {NETWORK: overlap_counts(case.prediction, case.reference, len(self.class_names))}
             if self.otsu_foreground:
@@ -146,7 +155,7 @@ class CaseTable:
                 counts[BASELINE] = overlap_counts(baseline, case.reference, len(self.class_names))
             volume = {"spacing_mm": case.spacing_mm} if case.reference.ndim == 3 else {}
             self.rows.append({"id": case.id, "patient": case.patient, "counts": counts} | volume)
-            self._draw_if_worst(case, counts[NETWORK])
+            self.pictures.keep(case, counts[NETWORK])
             for scorer in self.scorers:
                 scorer.add(case)
 
@@ -155,21 +164,19 @@ class CaseTable:
         declared = self.spacing_mm if self.spacing_mm and len(self.spacing_mm) == label.ndim - 1 else None
         return volume_spacing_mm(label) or (tuple(declared) if declared else None)
 
-    def _draw_if_worst(self, case: Scored, counts: np.ndarray) -> None:
-        """Keep the pictures of the worst cases, not the cases: volumes are large.
-
-        Of cases with the same Dice, such as 0 of all false positives, those with more wrong pixels.
-        """
-        rank = (float(dice_empty_scored(counts)[1:].mean()), -pixel_error(counts))
-        if len(self.worst) < WORST or rank < self.worst[-1][0]:
-            title = f"{case.id}  Dice {rank[0]:.3f}"
-            picture = planes.comparison(case.image, case.reference, case.prediction, title, case.spacing_mm)
-            self.worst = sorted([*self.worst, (rank, picture)], key=lambda entry: entry[0])[:WORST]
-
     def _write(self, engine: Engine) -> None:
         table = self.about | tabulate(self.rows, self.class_names, unit=self.unit, spacing_mm=self.spacing_mm)
         values = _scalars(table["summary"][NETWORK], self.measures)
-        pictures = {OVERLAY: self._picture()}
+        cases = self.pictures.pictures()
+        table["pictures"] = [
+            {"file": f"{FOLDER}/{shown.file}", "case": shown.case, "patient": shown.patient, "rank": shown.rank}
+            | {"dice": shown.dice}
+            for shown in cases
+        ]
+        pictures: dict[str, np.ndarray | None] = {f"{FOLDER}/{shown.file}": shown.pixels for shown in cases}
+        pictures[OVERLAY] = (
+            overlay.stack_rows([shown.pixels for shown in cases[: min(WORST, len(self.rows))]]) if cases else None
+        )
         for scorer in self.scorers:
             table[scorer.name] = scorer.table()
             values |= scorer.scalars()
@@ -180,16 +187,13 @@ class CaseTable:
             temporary.write_text(json.dumps(table, indent=1) + "\n")
         with atomic(self.output_dir / logged_table.FILE) as temporary:
             temporary.write_text(json.dumps(logged_table.as_logged_table(case_rows.rows(table))) + "\n")
-        for stale in (PICTURES, calibration.Calibration.picture_name, subgroups.PICTURE):
+        for stale in (*PICTURES, calibration.Calibration.picture_name, subgroups.PICTURE):
             for file in self.output_dir.glob(stale):
                 file.unlink()
         for name, picture in pictures.items():
             if picture is not None:
                 overlay.save(picture, self.output_dir / name)
         engine.state.metrics |= {f"{self.partition}_{name}": v for name, v in values.items() if v is not None}
-
-    def _picture(self) -> np.ndarray | None:
-        return overlay.stack_rows([picture for _, picture in self.worst]) if self.worst else None
 
 
 def pooled_table(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -248,6 +252,7 @@ def _about(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         SURFACES,
         CALIBRATION,
         "separation",
+        "pictures",
         subgroups.NAME,
         subgroups.ABOUT,
     }

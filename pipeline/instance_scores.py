@@ -100,20 +100,23 @@ class InstanceScores:
         if self.worst is None:
             return None
         score, case, predicted, true = self.worst
+        crop = case.crop
+        image, true, predicted = case.image[(slice(None), *crop)], true[crop], case.visible(predicted)[crop]
         wrong = mistakes(predicted, true)
         colours = {
             overlay.REFERENCE_COLOUR: wrong == MISSED,
             overlay.PREDICTION_COLOUR: wrong == ADDED,
             overlay.CONFUSED_COLOUR: wrong == MERGED,
         }
-        return overlay.panels(
+        sheet = overlay.panels(
             [
-                (f"{case.id}  AJI {score:.3f}", overlay.grey(case.image)),
-                ("objects of the reference", overlay.cells(case.image, counterparts(true, true))),
-                ("ours, coloured as what they overlap", overlay.cells(case.image, counterparts(predicted, true))),
-                ("blue lost, orange new, purple joined", overlay.tinted(case.image, colours)),
+                (f"{case.id}  AJI {score:.3f}", overlay.grey(image)),
+                ("objects of the reference", overlay.cells(image, counterparts(true, true))),
+                ("ours, coloured as what they overlap", overlay.cells(image, counterparts(predicted, true))),
+                ("blue lost, orange new, purple joined", overlay.tinted(image, colours)),
             ]
         )
+        return overlay.captioned(sheet, *case.notes) if case.notes else sheet
 
 
 def image_scores(predicted: np.ndarray, true: np.ndarray) -> dict[str, float | int]:

@@ -64,9 +64,7 @@ def scaled(
     return overlay.resized(values, _size(plane, shape, spacing_mm, side), smooth=values.dtype != np.uint8)
 
 
-def _size(
-    plane: Plane, shape: Sequence[int], spacing_mm: Sequence[float] | None, side: int = SIDE
-) -> tuple[int, int]:
+def _size(plane: Plane, shape: Sequence[int], spacing_mm: Sequence[float] | None, side: int = SIDE) -> tuple[int, int]:
     """Rows and columns of a slice whose volume's longest edge has `side` pixels."""
     edges = np.multiply(shape, spacing_mm or (1.0, 1.0, 1.0))
     across, down = (max(1, round(edge * side / edges.max())) for axis, edge in enumerate(edges) if axis != plane.axis)
@@ -148,9 +146,7 @@ def drawn(found: Sequence[View], lines: Sequence[str], names: Mapping[int, str] 
         image, truth, ours = (overlay.resized(layer, view.size, smooth=not n) for n, layer in enumerate(view.layers))
         picture, several = overlay.shown(image[None], (0, 255)), bool(names)
         rows.append(
-            overlay.comparison(
-                picture, truth, ours, view.caption, letters=view.letters, width=SIDE, by_class=several
-            )
+            overlay.comparison(picture, truth, ours, view.caption, letters=view.letters, width=SIDE, by_class=several)
         )
     if names:
         rows.append(overlay.legend(names, rows[0].shape[1]))

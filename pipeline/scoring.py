@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.body import box
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -33,6 +35,13 @@ class Scored:
     def visible(self, label: np.ndarray) -> np.ndarray:
         """A label map that a network made, without what lies outside the body: it may be the shape of letters."""
         return label if self.body is None else np.where(self.body, label, 0).astype(label.dtype)
+
+    @property
+    def crop(self) -> tuple[slice, ...]:
+        """The part of the image that pictures show: the body, and the reference wherever it is."""
+        if self.body is None:
+            return tuple(slice(0, side) for side in self.reference.shape)
+        return box(self.body | (self.reference > 0))
 
     @property
     def notes(self) -> list[str]:

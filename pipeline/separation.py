@@ -51,8 +51,7 @@ class Threshold(NamedTuple):
 class Section(NamedTuple):
     """What a picture of one section needs."""
 
-    case: str
-    image: np.ndarray
+    case: Scored
     truth: np.ndarray
     membrane: np.ndarray
 
@@ -164,7 +163,7 @@ class Separation:
         truth = true_cells(case.reference == self.index)
         at = {threshold: scores(membrane, truth, threshold) for threshold in self._thresholds()}
         self.cases.append({"id": case.id, "patient": case.patient, "at": at})
-        section = Section(case.id, case.image, truth, membrane)
+        section = Section(case, truth, membrane)
         for threshold, values in at.items():
             if values["v_rand"] < self.worst.get(threshold, (np.inf,))[0]:
                 self.worst[threshold] = (values["v_rand"], section)
@@ -209,13 +208,15 @@ class Separation:
         chosen = self._threshold()
         if chosen not in self.worst:
             return None
-        score, (case, image, truth, membrane) = self.worst[chosen]
-        segments = thinned_segments(membrane > chosen)
+        score, (case, truth, membrane) = self.worst[chosen]
+        crop = case.crop
+        image, truth = case.image[(slice(None), *crop)], truth[crop]
+        segments = case.visible(thinned_segments(membrane > chosen))[crop]
         wrong = mistakes(segments, truth)
         colours = {overlay.REFERENCE_COLOUR: wrong == CUT, overlay.PREDICTION_COLOUR: wrong == JOINED}
-        return overlay.panels(
+        sheet = overlay.panels(
             [
-                (f"{case}  V_Rand {score:.3f}", overlay.grey(image)),
+                (f"{case.id}  V_Rand {score:.3f}", overlay.grey(image)),
                 ("cells of the reference", overlay.cells(image, truth)),
                 (
                     "ours, coloured as the cell they lie in",
@@ -224,6 +225,7 @@ class Separation:
                 ("blue cut off, orange joined", overlay.tinted(image, colours)),
             ]
         )
+        return overlay.captioned(sheet, *case.notes) if case.notes else sheet
 
     def _membrane(self, probabilities: np.ndarray) -> np.ndarray:
         if len(probabilities) > 1:

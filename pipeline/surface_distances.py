@@ -12,7 +12,7 @@ import torch
 from monai.metrics import compute_surface_dice
 from monai.metrics.utils import get_edge_surface_distance
 
-from pipeline import planes
+from pipeline.case_pictures import drawn
 from pipeline.errors import InputError
 from pipeline.metrics import bootstrap_interval
 from pipeline.scoring import Scored
@@ -89,8 +89,7 @@ class SurfaceDistances:
         """Draw the case with the largest HD95 of any class at once, so that no volume is kept."""
         if distance > (self.worst[0] if self.worst else 0.0):
             title = f"{case.id}  HD95 {distance:.1f} {self.distances_in}"
-            picture = planes.comparison(case.image, case.reference, case.prediction, title, case.spacing_mm)
-            self.worst = (distance, picture)
+            self.worst = (distance, drawn(case, title, self.class_names))
 
     def table(self) -> dict[str, Any]:
         """All scores, ready for JSON: per case, and `summary`."""

@@ -20,8 +20,9 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
-from pipeline import learning_curves, logged_table, overlay, planes
-from pipeline.batches import cases_of, classes, volume_spacing_mm
+from pipeline import learning_curves, logged_table
+from pipeline.batches import cases_of
+from pipeline.case_pictures import CasePictures
 from pipeline.checkpoint import TrainingState
 from pipeline.configuration import FOLDER, flattened, folder_digest, pathless, running_config
 from pipeline.errors import DataError, user_error
@@ -33,8 +34,8 @@ from pipeline.system_metrics import SystemMetrics, next_point
 
 logger = logging.getLogger("pipeline.tracking")
 
-OVERLAYS = 4
-"""Validation cases whose pictures a run keeps, those of its best epoch."""
+PICTURES = "pictures"
+"""The folder of a run's pictures: the worst, the median and the best validation case of its best epoch."""
 
 SECONDS = "tracking_seconds"
 """Metric: what a whole run has spent in its tracking handler."""
@@ -63,6 +64,7 @@ class TrackingHandler:
         config: the merged configuration; None looks up the one that the bundle is being run with.
         parent: id of the run that this one is shown under, that of a comparison or a cross-validation.
         overlay_channel: of the image, from 0: the one that the pictures show.
+        body: they show the body alone, see `pipeline.body`; False: the whole field, as that of a microscope.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class TrackingHandler:
         config: Mapping[str, Any] | None = None,
         parent: str | None = None,
         overlay_channel: int = 0,
+        body: bool = True,
     ) -> None:
         self.output_dir = Path(output_dir)
         self.store = store or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_store(self.output_dir)
@@ -93,6 +96,7 @@ class TrackingHandler:
         self.config = pathless(running_config() if config is None else config)
         self.parent = str(parent or "")
         self.overlay_channel = overlay_channel
+        self.body = body
         self.outbox: Outbox | None = None
         self.machine: SystemMetrics | None = None
         self.history = {} if state is None else state.history
@@ -113,7 +117,8 @@ class TrackingHandler:
         ):
             engine.add_event_handler(event, self._timed(method))
         if self.evaluator is not None:
-            self._pictures: list[tuple[str, np.ndarray]] = []
+            names = [name for _, name in sorted(read(self.manifest).labels.items(), key=lambda label: int(label[0]))]
+            self._pictures = CasePictures(names, channel=self.overlay_channel, crop=self.body)
             self.evaluator.add_event_handler(Events.EPOCH_STARTED, lambda _: self._pictures.clear())
             self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._timed(self._keep_pictures))
             self.evaluator.add_event_handler(Events.EPOCH_COMPLETED, self._timed(self._validated))
@@ -200,28 +205,21 @@ class TrackingHandler:
         state = evaluator.state
         self._log(scalars(state.metrics), state.epoch)
         if state.best_metric_epoch == state.epoch and self.outbox is not None:  # type: ignore[attr-defined]
-            for case, picture in self._pictures:
-                self.outbox.picture(picture, f"overlays/{case}.png")
+            for name, picture in self._pictures.drawn(f"epoch {state.epoch}").items():
+                self.outbox.picture(picture, f"{PICTURES}/{name}")
 
     def _keep_pictures(self, evaluator: Engine) -> None:
         for item, output in cases_of(evaluator):
-            if len(self._pictures) < OVERLAYS:
-                image, reference, prediction = (
-                    output[key].detach().float().cpu().numpy()
-                    for key in (CommonKeys.IMAGE, CommonKeys.LABEL, CommonKeys.PRED)
-                )
-                image = overlay.channel(image, self.overlay_channel)
-                spacing_mm = volume_spacing_mm(output[CommonKeys.LABEL])
-                picture = planes.comparison(image, classes(reference), classes(prediction), item["id"], spacing_mm)
-                self._pictures.append((item["id"], picture))
+            self._pictures.add(item, output)
 
     def _completed(self, engine: Engine) -> None:
         if self.outbox is not None:
             for path in self.artifacts:
-                if path.exists():
-                    self.outbox.file(path)
-                    if path.name == logged_table.FILE:
-                        self.outbox.tags(logged_table.TAG)
+                for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                    if file.exists():
+                        self.outbox.file(file, path.name if path.is_dir() else "")
+                if path.name == logged_table.FILE and path.exists():
+                    self.outbox.tags(logged_table.TAG)
             self._log({SECONDS: self.seconds}, engine.state.epoch)
         self._end("FINISHED")
 

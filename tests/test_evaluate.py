@@ -69,8 +69,8 @@ def evaluated(folder, cases, class_names=TWO_CLASSES, image=None, by="patient", 
         for n, (p, reference, prediction) in enumerate(cases)
     ]
     table = CaseTable(
-        str(folder), class_names, manifest=str(folder / "manifest.json"), partition="test",
-        checkpoint=str(folder / "model.pt"), **arguments,
+        str(folder), class_names, **{"body": False} | arguments, manifest=str(folder / "manifest.json"), partition="test",
+        checkpoint=str(folder / "model.pt"),
     )  # fmt: skip
     engine = SupervisedEvaluator(
         torch.device("cpu"), DataLoader(items, batch_size=batch_size), torch.nn.Identity(), val_handlers=[table],
@@ -88,11 +88,11 @@ def test_three_classes_of_colour_images_show_the_worst_case_of_the_channel_asked
     assert table["summary"]["network"]["dice"] == {"cat": 1.0, "edge": 0.75}
     assert metrics["test_dice_edge"] == 0.75
     assert metrics["test_miou"] == table["summary"]["network"]["miou"]
-    picture = np.asarray(Image.open(tmp_path / "worst.png"))[CAPTION_HEIGHT:]
-    assert picture[4, 6].tolist() == [255, 255, 255]  # the image's square
-    assert picture[4, 2 * 20 + 10].tolist() == list(
-        PREDICTION_COLOUR
-    )  # the worst: a false positive where there is nothing
+    picture = np.asarray(Image.open(tmp_path / "worst.png"))[2 * CAPTION_HEIGHT :]
+    pixel = SIDE / 16
+    assert picture[round(4 * pixel), round(7 * pixel)].tolist() == [255, 255, 255]  # the image's square
+    added = picture[round(4 * pixel), 2 * (SIDE + GAP) + round(11 * pixel)]
+    assert added.tolist() == list(PREDICTION_COLOUR)  # the worst: a false positive where there is nothing
     with pytest.raises(InputError, match="`overlay_channel` is 3, counted from 0, and the images have 3 channels"):
         evaluated(tmp_path, cases, THREE_CLASSES, image=square(5, channels=3), overlay_channel=3)
 
@@ -130,6 +130,37 @@ def test_volumes_pool_with_their_own_spacings(tmp_path):
     whole, _ = evaluated(tmp_path / "whole", cases)
     folds = [evaluated(tmp_path / f"{n}", [case])[0] for n, case in enumerate(cases)]
     assert json.loads(json.dumps(pooled_table(folds)))["summary"] == whole["summary"]
+
+
+def test_the_table_lists_the_pictures_of_the_worst_median_and_best_cases_and_old_ones_go(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "worst_6.png").write_text("of an earlier evaluation")
+    cases = [("a", square(2), square(2)), ("b", square(2), square(4)), ("c", square(2), square(9))]
+    table, _ = evaluated(tmp_path, cases)
+    listed = [(one["file"], one["case"], one["patient"], one["rank"], one["dice"]) for one in table["pictures"]]
+    assert listed == [
+        ("pictures/worst_1.png", "c_2", "c", "worst 1", 0.0),
+        ("pictures/worst_2.png", "b_1", "b", "worst 2", 0.5),
+        ("pictures/worst_3.png", "a_0", "a", "worst 3", 1.0),
+        ("pictures/median.png", "b_1", "b", "median", 0.5),
+        ("pictures/best.png", "a_0", "a", "best", 1.0),
+    ]
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(one[0][9:] for one in listed)
+    assert "pictures" not in pooled_table([table])
+
+
+def test_what_is_burnt_in_beside_the_body_is_in_no_picture_and_scores_are_the_same(tmp_path):
+    image, found = torch.zeros(1, 64, 64), torch.zeros(1, 64, 64)
+    image[:, 20:60, 10:50] = 1
+    found[:, 30:40, 20:30] = 1
+    found[:, 4:6, 4:30:2] = 1  # the network outlines the letters
+    cases = [("p", (found * (image > 0)), found)]
+    whole, _ = evaluated(tmp_path / "whole", cases, image=image + found)
+    body, _ = evaluated(tmp_path / "body", cases, image=image + found, body=True)
+    assert body["summary"] == whole["summary"]
+    narrow, wide = (np.asarray(Image.open(tmp_path / name / "worst.png")) for name in ("body", "whole"))
+    added = [(one[:, -SIDE:] == PREDICTION_COLOUR).all(2).any() for one in (narrow, wide)]  # in the panel of errors
+    assert added == [False, True]
 
 
 def test_a_measure_that_is_none_is_refused():

@@ -1,10 +1,11 @@
 import numpy as np
 
 from pipeline.overlay import (
-    BOTH_COLOUR,
     CAPTION_HEIGHT,
     CLASS_COLOURS,
     CONFUSED_COLOUR,
+    DARKENED,
+    LINE_COLOUR,
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
     TINT,
@@ -31,21 +32,26 @@ PREDICTION = np.zeros((12, 12), np.uint8)
 PREDICTION[2:8, 4:10] = 1
 
 
-def test_errors_have_the_colour_of_who_is_alone():
-    picture = errors(REFERENCE, PREDICTION)
-    assert tuple(picture[4, 2]) == REFERENCE_COLOUR
-    assert tuple(picture[4, 5]) == BOTH_COLOUR
-    assert tuple(picture[4, 9]) == PREDICTION_COLOUR
-    assert tuple(picture[0, 0]) == (0, 0, 0)
-    assert tuple(errors(REFERENCE, 2 * PREDICTION)[4, 5]) == CONFUSED_COLOUR
+BLACK = np.zeros((12, 12, 3), np.uint8)
 
 
-def test_contours_are_where_the_labels_end():
-    picture = contours(np.zeros((1, 12, 12)), REFERENCE, PREDICTION)
-    assert tuple(picture[4, 2]) == REFERENCE_COLOUR
-    assert tuple(picture[4, 9]) == PREDICTION_COLOUR
-    assert tuple(picture[2, 5]) == BOTH_COLOUR
+def test_errors_lie_on_the_darkened_image_and_are_told_apart_without_colours():
+    picture = errors(BLACK + 100, REFERENCE, PREDICTION)
+    assert tuple(picture[4, 5]) == tuple(picture[0, 0]) == (int(100 * DARKENED),) * 3  # both right
+    assert {tuple(one) for one in picture[2:8, 2:4].reshape(-1, 3)} == {REFERENCE_COLOUR, (255, 255, 255)}
+    assert {tuple(one) for one in picture[2:8, 8:10].reshape(-1, 3)} == {PREDICTION_COLOUR}
+    other = errors(BLACK, REFERENCE, 2 * PREDICTION)[2:8, 4:8].reshape(-1, 3)
+    assert {tuple(one) for one in other} == {CONFUSED_COLOUR, (0, 0, 0)}
+
+
+def test_the_reference_ends_in_a_line_and_the_prediction_in_dashes():
+    picture = contours(BLACK, REFERENCE, PREDICTION)
+    assert (picture[2:8, 2] == LINE_COLOUR).all()
+    assert {tuple(one) for one in picture[2:8, 9]} == {PREDICTION_COLOUR, (0, 0, 0)}
     assert tuple(picture[4, 5]) == (0, 0, 0)
+    classes = contours(BLACK, REFERENCE, 2 * PREDICTION, by_class=True)
+    assert (classes[2:8, 2] == CLASS_COLOURS[0]).all()
+    assert CLASS_COLOURS[1] in {tuple(one) for one in classes[2:8, 9]}
 
 
 def test_grey_ignores_outliers_and_survives_a_constant():
@@ -56,7 +62,7 @@ def test_grey_ignores_outliers_and_survives_a_constant():
 
 
 def test_three_panels_with_captions():
-    assert comparison(np.zeros((1, 12, 12)), REFERENCE, PREDICTION, "x").shape == (
+    assert comparison(BLACK, REFERENCE, PREDICTION, "x").shape == (
         12 + CAPTION_HEIGHT,
         3 * 12 + 2 * 4,
         3,

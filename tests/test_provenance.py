@@ -190,7 +190,7 @@ def refuse_names(folder):
 def test_nothing_that_a_training_writes_bears_a_name(named):
     _, path, run = named
     names = {file.name for file in run.rglob("*")}
-    assert {"model.pt", "epoch_0001.pt", "last.pt", "mlflow.db", "config.json", "overlays"} <= names
+    assert {"model.pt", "epoch_0001.pt", "last.pt", "mlflow.db", "config.json", "worst.png"} <= names
     refuse_names(run)
     manifest = manifests.read(path)
     for name in ("model.pt", "epoch_0001.pt", "last.pt"):

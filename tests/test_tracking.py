@@ -76,7 +76,7 @@ def test_a_bundles_run_says_all_of_it(trained, phantom_manifest):
     assert re.fullmatch("[0-9a-f]{40}|unknown", tags["code_commit"])
 
 
-def test_artifacts_are_the_merged_config_and_overlays(trained, phantom_manifest):
+def test_artifacts_are_the_merged_config_and_pictures(trained):
     client = MlflowClient(sqlite_store(trained))
     run = client.search_runs([client.get_experiment_by_name("neuron_em_segmentation").experiment_id])[0]
     config = json.loads(Path(client.download_artifacts(run.info.run_id, "config.json")).read_text())
@@ -84,9 +84,8 @@ def test_artifacts_are_the_merged_config_and_overlays(trained, phantom_manifest)
     assert config["network_def"]["_target_"] == "pipeline.networks.UNet"
     with Image.open(client.download_artifacts(run.info.run_id, "learning_curves.png")) as curves:
         assert curves.size == (990, 660)
-    overlays = {file.path for file in client.list_artifacts(run.info.run_id, "overlays")}
-    validation = manifests.read(phantom_manifest).validation
-    assert overlays == {f"overlays/{case.id}.png" for case in validation}
+    pictures = {file.path for file in client.list_artifacts(run.info.run_id, "pictures")}
+    assert pictures == {f"pictures/{name}.png" for name in ("worst", "median", "best")}
 
 
 def test_an_exception_says_failed_and_why(phantom_manifest, tmp_path):
@@ -237,14 +236,3 @@ def test_a_full_disk_is_told_without_its_file():
     assert (
         without_paths(OSError(28, "No space left on device", "/d/Meier, Hans.pt")) == "OSError: No space left on device"
     )
-
-
-def test_pictures_of_volumes_are_kept_too(phantom_manifest, tmp_path):
-    handler = TrackingHandler(str(tmp_path), "e", str(phantom_manifest))
-    handler._pictures = []
-    label = torch.zeros(2, 6, 8, 4)  # one-hot
-    label[1, 2:4, 2:4, 1] = 1
-    volume = {"image": torch.rand(1, 6, 8, 4), "label": label, "pred": label.roll(1, 1)}
-    handler._keep_pictures(SimpleNamespace(state=SimpleNamespace(batch=[{"id": "p1"}], output=[volume])))
-    ((name, picture),) = handler._pictures
-    assert (name, picture.shape[1]) == ("p1", 3 * planes.SIDE + 2 * overlay.GAP)
