@@ -112,7 +112,7 @@ def _upright(channel: np.ndarray) -> np.ndarray | None:
 
 
 def _scaled(channel: np.ndarray) -> np.ndarray | None:
-    """A channel from 0 to 1; None where all of it is one value. Padding, which is its minimum, says nothing about air."""
+    """A channel from 0 to 1; None where it is one value. Padding, which is its minimum, says nothing about air."""
     inside = channel[channel > channel.min()]
     if not inside.size:
         return None
@@ -206,7 +206,7 @@ def _largest(where: np.ndarray) -> np.ndarray:
 
 
 def _filled(body: np.ndarray) -> np.ndarray:
-    """With the holes of every slice, of a volume in all three planes: lungs that are cut off at its end are open in 3D."""
+    """With the holes of every slice, of a volume in all three planes: lungs that its end cuts off are open in 3D."""
     filled = body.copy()
     for axis in range(body.ndim) if body.ndim == 3 else [None]:
         plane = ndimage.generate_binary_structure(body.ndim, 1)

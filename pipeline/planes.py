@@ -89,7 +89,7 @@ class View:
     size: tuple[int, int]
     """Rows and columns at which it is drawn."""
     layers: np.ndarray
-    """(3, rows, columns) uint8: the image between black and white, class indices of the reference, of the prediction."""
+    """(3, rows, columns) uint8: the image between black and white, class indices of reference and prediction."""
 
 
 def views(

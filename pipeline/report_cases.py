@@ -12,7 +12,7 @@ from pipeline.metrics import FN, FP, TP
 from pipeline.patient_table import EMPTY
 from pipeline.report_words import NONE, Table, counted, figure, listed, percent, things
 
-COLOURS = "blue is what was missed, orange what was added, white where both agree"
+COLOURS = "blue with stripes is what was missed, orange what was added"
 """What the colours of a picture mean."""
 
 SHEETS = {

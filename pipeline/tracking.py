@@ -67,7 +67,7 @@ class TrackingHandler:
         body: they show the body alone, see `pipeline.body`; False: the whole field, as that of a microscope.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one for each key of a bundle's config
         self,
         output_dir: str,
         experiment: str,

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from monai.engines import SupervisedTrainer
 from PIL import Image
 
 from pipeline import manifest as manifests
-from pipeline import outbox, overlay, planes
+from pipeline import outbox
 from pipeline.errors import DataError, InputError
 from pipeline.failures import without_paths
 from pipeline.manifest import Case
