@@ -27,8 +27,8 @@ PREVIOUS = "previous_"
 """How the name of a checkpoint begins that an earlier training left."""
 
 MAY_CHANGE = (
-    "bundle_root", "dataset_dir", "device", "experiment", "manifest", "memory_gb", "output_dir", "parent_run", "resume",
-    "tile", "tracking_uri", "workers",
+    "bundle_root", "dataset_dir", "device", "experiment", "log_model", "manifest", "memory_gb", "output_dir",
+    "parent_run", "resume", "tile", "tracking_uri", "workers",
 )  # fmt: skip
 """Keys that a resume may give otherwise: where it runs and where its files lie. The manifest's digest is compared."""
 

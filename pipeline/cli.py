@@ -200,6 +200,7 @@ def predict(
 app.command()(cli_review.review)
 app.command()(cli_tracking.runs)
 app.command()(cli_tracking.sync)
+app.command()(cli_tracking.promote)
 app.command(context_settings=MORE)(cli_compare.compare)
 app.command(context_settings=MORE)(cli_compare.crossvalidate)
 app.command()(cli_report.report)

@@ -15,6 +15,8 @@ from typing import Any
 
 import psutil
 
+from pipeline.verdicts import VERDICT
+
 logger = logging.getLogger("pipeline.heartbeat")
 
 HEARTBEAT = "heartbeat"
@@ -138,6 +140,7 @@ def reconcile(client: Any) -> list[str]:
     for run in dead:
         last = int(float(run.data.tags[HEARTBEAT]))
         client.set_tag(run.info.run_id, FAILURE, KILLED_OUTRIGHT)
+        client.set_tag(run.info.run_id, VERDICT, f"stopped: {KILLED_OUTRIGHT}")
         client.set_terminated(run.info.run_id, "KILLED", end_time=1000 * last)
         logger.info("MLflow run %s is KILLED: its process is gone", run.info.run_id)
     return [run.info.run_id for run in dead]

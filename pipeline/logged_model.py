@@ -7,6 +7,8 @@ the image as the bundle's preprocessing leaves it and answers with logits; tilin
 from __future__ import annotations
 
 import copy
+import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +22,12 @@ from torch import nn
 
 from pipeline.checkpoint import load_weights
 from pipeline.errors import InputError
+from pipeline.outbox import Outbox
 from pipeline.reach import unwrap
+from pipeline.registry import allowed_name
+from pipeline.store import reason
+
+logger = logging.getLogger("pipeline.logged_model")
 
 LARGEST_SIDE = 1024
 """Pixels: no side of an example is looked for beyond."""
@@ -30,6 +37,29 @@ SMALLEST = 1
 
 BATCH = 2
 """Images in the example, more than 1 for the same reason."""
+
+
+def put(outbox: Outbox, network: nn.Module, weights: Path, about: Mapping[str, Any]) -> None:
+    """Export a network's weights and hand the model to a run; a failure is told and ends nothing.
+
+    Args:
+        outbox: of the run.
+        network: as it was trained.
+        weights: of `pipeline.checkpoint`.
+        about: of `pipeline.run_story.RunStory.model`.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".model-", dir=weights.parent) as folder:
+            export(network, weights, Path(folder) / "model", metadata=about["metadata"])
+            payload = {key: value for key, value in about.items() if key != "metadata"}
+            outbox.put("model", payload | {"name": allowed_name(about["name"])}, Path(folder) / "model")
+    except Exception as error:  # torch.export raises of every kind where it cannot follow a network
+        logger.warning(
+            "MLflow gets no model of this run, the network cannot be exported (%s: %s); its weights are in %s",
+            type(error).__name__,
+            reason(error),
+            weights,
+        )
 
 
 def export(network: nn.Module, weights: str | Path, folder: Path, *, metadata: Mapping[str, Any] | None = None) -> None:

@@ -126,6 +126,10 @@ class Outbox:
         """Keep plain values as a JSON file of this name."""
         self._put_file(artifact, lambda target: target.write_text(as_json(content)))
 
+    def text(self, content: str, artifact: str) -> None:
+        """Keep a text as a file of this name."""
+        self._put_file(artifact, lambda target: target.write_text(content))
+
     def picture(self, pixels: np.ndarray, artifact: str) -> None:
         """Keep (H, W) or (H, W, 3) uint8 as a PNG of this name."""
         self.put("picture", {ARTIFACT: artifact}, lambda folder: np.save(folder / PIXELS, pixels))

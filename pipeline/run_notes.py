@@ -9,12 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline import instance_scores, surface_distances, tables
+from pipeline import calibration, instance_scores, separation, subgroups, surface_distances, tables
 from pipeline.manifest import PARTITIONS, Manifest, unit_name
 from pipeline.verdicts import NETWORK, evaluation_verdict, figure
-
-NOTE = "mlflow.note.content"
-"""The tag of the note, which MLflow shows as Markdown."""
 
 EMPTY = (
     "Where a reference lacks a class, Dice is not defined. The second and fourth column leave such cases out; the "
@@ -137,6 +134,7 @@ def evaluation_note(card: BundleCard, network: str, manifest: Manifest, table: M
         [f"**{evaluation_verdict(table)}**", f"Network: {network}. Weights: `{table['checkpoint_sha256'][:16]}`."],
         {
             "Figures": figures(table),
+            **_more(table),
             "Data and split": [*split_lines(manifest), "", *_list(_overlap(table))],
             "Where to look": _list(WHERE_EVALUATION),
             "Limits": _list(limits(card, manifest)),
@@ -200,7 +198,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> lis
 
 
 def _sentences(table: Mapping[str, Any]) -> list[str]:
-    """All that stands beside the Dice: other measures, intervals, false positives, objects, surfaces."""
+    """All that stands beside the Dice: other measures, how far to trust the intervals, false positives, volumes."""
     summary = table["summary"]
     found = []
     for measure in table["measures"]:
@@ -214,12 +212,19 @@ def _sentences(table: Mapping[str, Any]) -> list[str]:
         if method != NETWORK:
             dice = ", ".join(figure(value) for value in summary[method]["dice"].values())
             found.append(f"For comparison, {method}: Dice {dice}.")
-    found += tables.notes(table)
-    if "instances" in table:
-        found += instance_scores.lines(table["instances"])
-    if "surface_distances" in table:
-        found += surface_distances.lines(table["surface_distances"])
-    return found
+    return found + tables.notes(table)
+
+
+def _more(table: Mapping[str, Any]) -> dict[str, list[str]]:
+    """A section for each further way of scoring that the evaluation has."""
+    scored = {
+        "Separation of cells": ("separation", separation.lines),
+        "Objects": ("instances", instance_scores.lines),
+        "Surfaces": ("surface_distances", surface_distances.lines),
+        "Calibration": ("calibration", lambda one: calibration.lines(one)[1:-1]),  # its title, and how it is reckoned
+        "Subgroups": (subgroups.NAME, lambda _: subgroups.lines(table)[1:]),
+    }
+    return {title: _list(lines(table[key])) for title, (key, lines) in scored.items() if table.get(key)}
 
 
 def _overlap(table: Mapping[str, Any]) -> list[str]:

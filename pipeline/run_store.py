@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlparse
 from pipeline.errors import InputError
 from pipeline.evaluate import TABLE
 from pipeline.heartbeat import FAILURE, reconcile
+from pipeline.manifest import PARTITIONS
 from pipeline.store import open_store
 
 POOLED = "cross_validation.json"
@@ -168,7 +169,8 @@ def _dataset(run: Any) -> dict[str, Any]:
     if not given:
         return {}
     dataset = given[0].dataset
-    return _words(dataset.source) | {"name": dataset.name, "cases": _words(dataset.profile)}
+    cases = {name: count for name, count in _words(dataset.profile).items() if name in PARTITIONS}
+    return _words(dataset.source) | {"name": dataset.name, "cases": cases}
 
 
 def _words(text: str | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pipeline.configuration import FOLDER
 from pipeline.errors import InputError
 from pipeline.heartbeat import ELSEWHERE_SECONDS, FAILURE, PROCESS, may_be_resumed
 from pipeline.journal import ARTIFACT
+from pipeline.registry import send_description, send_model
 from pipeline.store import (
     KEY,
     PARENT,
@@ -212,7 +213,7 @@ def end(client: MlflowClient, run_id: str, payload: dict[str, Any], _: Path | No
 
 SENDERS: dict[str, Sender] = {
     "tags": tags, "params": params, "metrics": metrics, "dataset": dataset, "file": file, "picture": picture,
-    "end": end, "results": results, "names": names,
+    "end": end, "results": results, "names": names, "model": send_model, "describe": send_description,
 }  # fmt: skip
 """Kind of an entry -> what tells it: `sender(client, run_id, payload, folder)`; others may add theirs."""
 

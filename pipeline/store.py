@@ -22,16 +22,20 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # only a command prints
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import InvalidUrlException, MlflowException, RestException
 
 __all__ = [
-    "Dataset", "DatasetInput", "InputTag", "Metric", "MlflowClient", "MlflowException", "Param", "RestException", "Run",
-    "RunTag",
+    "Dataset", "DatasetInput", "InputTag", "LoggedModelOutput", "Metric", "MlflowClient", "MlflowException",
+    "ModelVersion", "Param", "RestException", "Run", "RunTag",
 ]  # fmt: skip
 
 PARENT = "mlflow.parentRunId"
 """Tag with the id of the run that a run belongs to; MLflow shows it below that one."""
+
+COMMIT = "OVERTILE_COMMIT"
+"""Environment variable with the commit of the code, where git is not at hand: an image sets it when it is built."""
 
 KEY = "overtile.run"
 """Tag with the name that a run had before the store gave it an id: it is looked up before a run is created."""
@@ -167,10 +171,14 @@ def environment() -> dict[str, str]:
     """Versions, device and code commit, as tags."""
     packages = {f"version.{name}": version(name) for name in ("overtile", "monai", "torch", "mlflow", "numpy")}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    tags = packages | {"version.python": platform.python_version(), "device": device}
+    commit = {"code_commit": os.environ.get(COMMIT) or _commit()}
+    return packages | {"version.python": platform.python_version(), "device": device} | commit
+
+
+def _commit() -> str:
+    """The commit of the folder that this file is in, where it is one of git's."""
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        tags["code_commit"] = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        tags["code_commit"] = "unknown"
-    return tags
+        return "unknown"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
 import signal
@@ -25,12 +24,18 @@ from pipeline.batches import cases_of
 from pipeline.case_pictures import CasePictures
 from pipeline.checkpoint import TrainingState
 from pipeline.configuration import FOLDER, flattened, folder_digest, pathless, running_config
-from pipeline.errors import DataError, user_error
+from pipeline.data_inputs import dataset_inputs
+from pipeline.errors import DataError, InputError, user_error
 from pipeline.failures import without_paths
+from pipeline.logged_model import put
 from pipeline.manifest import Case, read
 from pipeline.outbox import Outbox
+from pipeline.patient_flow import FILE as FLOW
+from pipeline.patient_flow import flow
+from pipeline.run_story import RunStory, environment_text
 from pipeline.store import MlflowClient, environment, sqlite_store
 from pipeline.system_metrics import SystemMetrics, next_point
+from pipeline.verdicts import WEIGHTS, Progress
 
 logger = logging.getLogger("pipeline.tracking")
 
@@ -39,6 +44,12 @@ PICTURES = "pictures"
 
 SECONDS = "tracking_seconds"
 """Metric: what a whole run has spent in its tracking handler."""
+
+EXPORT_SECONDS = "export_seconds"
+"""Metric: what the logged model has cost, once, beside that."""
+
+BEST = "model.pt"
+"""The best weights, beside the state of a training."""
 
 
 STOPPED = "stopped by SIGTERM"
@@ -61,7 +72,8 @@ class TrackingHandler:
         optimizer: whose learning rate is recorded.
         state: of the training, whose run id says which run a resumed training continues.
         artifacts: files to keep when the engine has finished.
-        config: the merged configuration; None looks up the one that the bundle is being run with.
+        config: the merged configuration; None looks up the one that the bundle is being run with. Where its `log_model`
+            is true, a training without a parent leaves a logged model and a version in the registry.
         parent: id of the run that this one is shown under, that of a comparison or a cross-validation.
         overlay_channel: of the image, from 0: the one that the pictures show.
         body: they show the body alone, see `pipeline.body`; False: the whole field, as that of a microscope.
@@ -93,15 +105,27 @@ class TrackingHandler:
         self.optimizer = optimizer
         self.state = state
         self.artifacts = [Path(path) for path in artifacts]
-        self.config = pathless(running_config() if config is None else config)
+        config = running_config() if config is None else config
+        self.config = pathless(config)
         self.parent = str(parent or "")
         self.overlay_channel = overlay_channel
         self.body = body
+        logs_model = config.get("log_model") is True and not parent
+        self.network = state.objects.get("network") if state is not None and logs_model else None
+        self.story = RunStory(
+            config,
+            self.experiment,
+            self.manifest,
+            partition=partition,
+            weights=state.path.with_name(BEST) if state is not None else None,
+            artifacts=self.artifacts,
+        )
         self.outbox: Outbox | None = None
         self.machine: SystemMetrics | None = None
         self.history = {} if state is None else state.history
         self.seconds = 0.0
         self._resumed = self._over = False
+        self._complete = 0
         self._previous_sigterm: Any = None
         self._asked_to_stop = False
 
@@ -145,8 +169,8 @@ class TrackingHandler:
         before = self.state.run_id if self.state is not None else ""
         self._resumed = bool(before)
         outbox = Outbox(self.store, self.output_dir, key=before, begun=self._begun)
-        name = f"{self.partition} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}"
-        tags = read(self.manifest).split_digests()
+        name = self.story.name(datetime.now().astimezone())
+        tags = self.story.begun()
         if self.parent:
             tags[FOLDER] = folder_digest(self.parent, str(self.output_dir))
         outbox.begin(
@@ -163,7 +187,11 @@ class TrackingHandler:
         """What a new run says of itself once."""
         outbox.params({key[:250]: value for key, value in flattened(self.config).items()})
         outbox.json(self.config, "config.json")
-        outbox.put("dataset", dataset_input(self.manifest, self.partition))
+        outbox.json(flow(self.manifest), FLOW)
+        outbox.text(environment_text(), "environment.txt")
+        partitions = [self.partition] if self.evaluator is None else [self.partition, "validation"]
+        for dataset in dataset_inputs(read(self.manifest), partitions):
+            outbox.put("dataset", dataset)
 
     def _begun(self, client: MlflowClient, run_id: str) -> None:
         """The store has the run: in the sending thread."""
@@ -174,9 +202,10 @@ class TrackingHandler:
         self.machine = SystemMetrics(self._log, first)
         self.machine.start()
 
-    def _epoch_started(self, _: Engine) -> None:
+    def _epoch_started(self, engine: Engine) -> None:
         self._losses: list[float] = []
         self._images = 0
+        self._complete = engine.state.epoch - 1
         self._clock = time.perf_counter()
 
     def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
@@ -194,6 +223,7 @@ class TrackingHandler:
     def _epoch_completed(self, engine: Engine) -> None:
         """Complete the engine's metrics and write them."""
         seconds = time.perf_counter() - self._clock
+        self._complete = engine.state.epoch
         if self._losses:
             engine.state.metrics["loss"] = sum(self._losses) / len(self._losses)
         if self.optimizer is not None:
@@ -221,14 +251,46 @@ class TrackingHandler:
                 if path.name == logged_table.FILE and path.exists():
                     self.outbox.tags(logged_table.TAG)
             self._log({SECONDS: self.seconds}, engine.state.epoch)
+            self._tell_end("FINISHED", engine)
+            self._put_model(engine)
         self._end("FINISHED")
 
-    def _exception(self, _: Engine, error: BaseException) -> None:
+    def _exception(self, engine: Engine, error: BaseException) -> None:
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         failure = "" if stopped else without_paths(error, self._cases())
         hint = not isinstance(user_error(error), DataError)
+        self._tell_end("KILLED" if stopped else "FAILED", engine, failure)
         self._end("KILLED" if stopped else "FAILED", failure, hint=hint)
         raise error
+
+    def _tell_end(self, status: str, engine: Engine, failure: str = "") -> None:
+        """The verdict and the note."""
+        if self.outbox is None:
+            return
+        try:
+            self.outbox.tags(self.story.ended(status, self._progress(engine), failure))
+        except (OSError, ValueError, KeyError, InputError) as error:  # say a manifest that is gone: no second failure
+            logger.warning("MLflow run: its note could not be written: %s", error)
+
+    def _progress(self, engine: Engine) -> Progress:
+        """How far a training has come; an epoch that was cut off does not count."""
+        state = self.evaluator.state if self.evaluator is not None else None
+        best = getattr(state, "best_metric", -1)
+        best = best.item() if hasattr(best, "item") else best
+        epoch = getattr(state, "best_metric_epoch", -1)
+        known = (float(best), int(epoch)) if epoch is not None and epoch > 0 else (None, None)
+        return Progress(self._complete, int(engine.state.max_epochs or 0), *known)
+
+    def _put_model(self, engine: Engine) -> None:
+        """Export the best weights, and join the run with what else the store has of them."""
+        weights = self.story.digest()
+        if self.outbox is None or not weights:
+            return
+        if self.network is not None and self.story.weights is not None:
+            begun = time.perf_counter()
+            put(self.outbox, self.network, self.story.weights, self.story.model(weights))
+            self.outbox.metrics({EXPORT_SECONDS: time.perf_counter() - begun}, engine.state.epoch)
+        self.outbox.put("describe", {WEIGHTS: weights})
 
     def _cases(self) -> list[Case]:
         return [case for _, case in read(self.manifest).cases()]
@@ -267,23 +329,6 @@ class TrackingHandler:
         learning_curves.record(self.history, values, step)
         if self.outbox is not None:
             self.outbox.metrics(values, step)
-
-
-def dataset_input(manifest_path: Path, partition: str) -> dict[str, Any]:
-    """Digests of a manifest and its split as an MLflow dataset; no path of a patient's file in it."""
-    manifest = read(manifest_path)
-    digests = {"manifest_sha256": manifest.digest()} | manifest.split_digests()
-    profile = {name: len(manifest.partition(name)) for name in ("training", "validation", "test")}
-    return {
-        "context": partition,
-        "dataset": {
-            "name": manifest.name,
-            "digest": manifest.digest()[:32],
-            "source_type": "overtile manifest",
-            "source": json.dumps(digests),
-            "profile": json.dumps(profile),
-        },
-    }
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-VERDICT = "verdict"
-"""The tag that holds it."""
+VERDICT, NOTE = "verdict", "mlflow.note.content"
+"""The tags of the verdict, and of the note, which MLflow shows as Markdown."""
+
+PARTITION, WEIGHTS = "partition", "checkpoint_sha256"
+"""The tags of the partition that a run reads, and of the digest of its weights: of those that a training leaves, and of
+those that an evaluation scores."""
 
 NETWORK = "network"
 """The method of an evaluation's table that is ours."""

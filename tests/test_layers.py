@@ -7,6 +7,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
+    ["verdicts"],
     [
         "errors",
         "progress",
@@ -25,11 +26,11 @@ FLOORS = [
         "metric_names",
         "logged_table",
         "stopwatch",
-        "verdicts",
         "learning_curves",
     ],
     ["review", "atomic", "body", "config_check", "labels", "encoders", "batches", "dicom_files", "dicom_values"],
     ["store", "journal"],
+    ["registry"],
     ["senders", "system_metrics"],
     ["delivery"],
     ["outbox"],
@@ -89,13 +90,14 @@ FLOORS = [
     ["index"],
     ["weights", "checkpoint", "patient_table", "fetch", "unmatched", "dicom_index", "dicom_report"],
     ["split", "audit", "phantom", "separation", "instance_scores", "surface_distances", "logged_model"],
-    ["run_notes"],
-    ["tracking"],
     ["calibration"],
     ["patient_scores"],
     ["subgroups", "case_rows"],
+    ["run_notes", "patient_flow", "data_inputs"],
+    ["run_story"],
+    ["tracking"],
     ["bundle", "predict", "evaluate", "patient_dice", "parent"],
-    ["paired", "trials", "patient_flow", "run_store", "report_words"],
+    ["paired", "trials", "run_store", "report_words"],
     ["run_record"],
     ["report_charts", "report_figures", "report_cases", "report_origin", "report_pairs"],
     ["report_sections", "report_trust"],
