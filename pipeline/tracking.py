@@ -208,9 +208,10 @@ class TrackingHandler:
         self._complete = engine.state.epoch - 1
         self._clock = time.perf_counter()
 
-    def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+    def _interrupt(self, _signal: int, frame: FrameType | None) -> None:
         self._asked_to_stop = True
-        raise KeyboardInterrupt(STOPPED)
+        if frame is None or frame.f_globals.get("__name__") != "logging":  # whose lock would be held for ever
+            raise KeyboardInterrupt(STOPPED)
 
     def _iteration(self, engine: Engine) -> None:
         if self._asked_to_stop:  # it came while a process was forked or an object deleted: Python swallows it there
