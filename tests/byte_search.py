@@ -108,7 +108,8 @@ def _parts(data):
             yield kind, opened(data)
     if data.startswith(SQLITE):
         yield "tables", _dumped(data)
-    yield "zlib", b"".join(_streams(_without_pixels(data) if data.startswith(PNG) else data))
+    data = _without_pixels(data) if data.startswith(PNG) else data
+    yield "zlib", b"".join(_streams(data))
     for match in DATA_URI.finditer(data):
         yield f"data URI at {match.start()}", base64.b64decode(match[1] + b"===")
     if not data.startswith((ZIP, SQLITE)):  # changed bytes are no archive any more; what is in it comes by itself
@@ -136,7 +137,7 @@ def _streams(data):
 
 def _without_pixels(data):
     """A PNG's chunks but those of its pixels, and whatever stands behind it: pixels are for `glyph_search`."""
-    kept, at = data[:8], 8
+    kept, at = b"", len(PNG)
     while at + 8 <= len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
         if kind != b"IDAT":

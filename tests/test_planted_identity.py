@@ -27,6 +27,7 @@ from pipeline.manifest import Case, read
 from pipeline.tracking import sqlite_store
 from tests import planted
 from tests.byte_search import found
+from tests.glyph_search import FOUND, pictures, strongest
 from tests.test_children import FakeRuns
 from tests.test_tracking import trainer
 from tests.test_trials import plan
@@ -39,6 +40,9 @@ INDEXED = {
     VOLUMES: [],
     XRAYS: ["--label", "masks/{patient}.png", "--class", "background=0", "--class", "lung=255"],
 }
+SCALES = 300 / planted.SIDE * 1.03 ** np.arange(8)
+"""Pixels of a picture for one of the image: 300 for the longest side, or for that of a part with letters in it."""
+
 WRITE = {VOLUMES: planted.write_mr, XRAYS: planted.write_dx}
 
 
@@ -67,12 +71,18 @@ def line(tmp_path_factory, empty_store):
 def run_line(bundle, folder, empty_store):
     site, out = WRITE[bundle](folder / planted.SITE), folder / "out"
     shutil.copytree(empty_store.parent, out)
-    told = {}
+    told, before = {}, beside(bundle)
     for words in commands(bundle, site, out):
         code, said = overtile(*words)
         assert code == 0, said
         told[words[0]] = said
+    assert beside(bundle) == before  # nothing was written where nobody looks
     return site, out, told
+
+
+def beside(bundle):
+    """What MLflow has left where a command runs, and all that stands in the bundle."""
+    return {*Path.cwd().glob("ml*"), *find(bundle).rglob("*")}
 
 
 def commands(bundle, site, out):
@@ -105,9 +115,27 @@ def test_no_byte_of_the_results_tells_who_it_was(line):
     assert found([out], planted.texts()) == []
 
 
-def test_no_run_writes_where_nobody_looks(line):
-    homes = [Path.cwd(), find(VOLUMES)]
-    assert [home for home in homes if list(home.glob("mlruns*")) or list(home.glob("mlflow.db*"))] == []
+def test_no_picture_shows_the_burnt_in_letters(line):
+    seen = shown([line[1]])
+    assert {"worst.png", "worst_1.png", "median.png", "best.png"} <= seen.keys()
+    assert max(seen.values()) < FOUND - 0.15, seen
+
+
+def test_the_letters_are_found_in_pictures_that_are_drawn_with_all_around_the_body(line, empty_store, tmp_path):
+    shutil.copy(empty_store, tmp_path)
+    words = evaluation(
+        VOLUMES, line[0] / "manifest.json", tmp_path / "test", sqlite_store(tmp_path), line[1] / "run/model.pt"
+    )
+    assert overtile(*words, "--body", False)[0] == 0
+    seen = shown([*(tmp_path / "test/pictures").iterdir(), tmp_path / "test/worst.png"])
+    assert len(seen) >= 3
+    assert min(seen.values()) > FOUND + 0.1, seen
+
+
+def shown(folders):
+    """Name of every picture -> how strongly it looks as if the letters stood in it."""
+    letters = planted.written(planted.BURNT)
+    return {name: strongest(picture, letters, SCALES) for name, picture in pictures(folders)}
 
 
 def test_it_is_where_it_belongs(line):
@@ -268,6 +296,7 @@ def test_case_ids_are_pseudonyms(line):
 def test_x_rays_go_through_the_line_likewise(tmp_path, empty_store):
     site, out, _ = run_line(XRAYS, tmp_path, empty_store)
     assert found([out], planted.texts()) == []
+    assert max(shown([out]).values()) < FOUND - 0.15
     certificates = sorted((site / "answers").rglob("*.certificate.json"))
     assert len(certificates) == 6
     assert [found([file.read_bytes()], planted.texts()) for file in certificates] == [[]] * 6
