@@ -90,7 +90,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        if tag in ("h1", "h2", "h3"):
+        if re.fullmatch("h[1-6]", tag):
             self.headings.append(int(tag[1]))
         if tag in ("td", "th"):
             self.cells.append("")
