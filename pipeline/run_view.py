@@ -27,13 +27,13 @@ WIDTHS = {"attributes.`Run Name`": 330, "tags.`verdict`": 330, "attributes.`Data
 
 
 def figures(metrics: Iterable[str]) -> list[str]:
-    """The metrics to show: of the test before those of the validation, Dice before the others.
+    """The metrics to show: Dice before the others, of the test before those of the validation.
 
     Example:
         >>> figures(["loss", "val_mean_dice", "test_pixel_error", "test_dice_membrane"])
-        ['test_dice_membrane', 'test_pixel_error', 'val_mean_dice']
+        ['test_dice_membrane', 'val_mean_dice', 'test_pixel_error']
     """
-    ranked = [(SCORED.index(start), "dice" not in name, name) for name in metrics if (start := _start(name))]
+    ranked = [("dice" not in name, SCORED.index(start), name) for name in metrics if (start := _start(name))]
     return [name for *_, name in sorted(ranked)][:FIGURES]
 
 
