@@ -236,8 +236,9 @@ class Delivery:
         return True
 
     def _is_fault(self, error: Exception) -> bool:
-        """Whether the store answers another question."""
-        if isinstance(error, NoAnswerError) or self._client is None:
+        """Whether the store answers another question; a full disk lets itself be read and is nobody's fault."""
+        unavailable = getattr(error, "error_code", "") == "TEMPORARILY_UNAVAILABLE"
+        if unavailable or isinstance(error, NoAnswerError) or self._client is None:
             return False
         try:
             self._client.search_experiments(max_results=1)

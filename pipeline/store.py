@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import re
@@ -67,6 +68,7 @@ def answering(store: str) -> MlflowClient:
         InputError: the address is wrong, or a file that cannot be used; waiting would not help.
         NoAnswerError: a server does not answer.
     """
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; what fails is told below
     try:
         client = MlflowClient(store)
         client.search_experiments(max_results=1)

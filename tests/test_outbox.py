@@ -15,6 +15,7 @@ import pytest
 import requests
 from ignite.engine import Events
 from mlflow import MlflowClient
+from mlflow.protos.databricks_pb2 import ErrorCode
 
 from pipeline import delivery, outbox, senders
 from pipeline.errors import InputError
@@ -290,6 +291,14 @@ def test_a_fault_of_the_server_about_one_entry_blocks_no_other(folder, monkeypat
     box.put("end", {"status": "FAILED", "failure": "why", "at": 1})
     assert say(box) == 0
     assert (losses(folder, box.key), box.delivery.refused) == (ALL, 1)
+
+
+def test_a_full_store_is_waited_for(folder, monkeypatch, quick):
+    full = senders.MlflowException("database or disk is full", ErrorCode.Value("TEMPORARILY_UNAVAILABLE"))
+    flaky(monkeypatch, "log_batch", full, 2 * delivery.FAULTS)
+    box = begun(folder)
+    assert say(box) == 0
+    assert (losses(folder, box.key), box.delivery.refused) == (ALL, 0)
 
 
 def test_half_a_line_is_passed_over(folder, tmp_path):
