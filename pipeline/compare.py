@@ -27,6 +27,7 @@ from pipeline.errors import InputError
 from pipeline.manifest import FOLD_MARK, Manifest, read
 from pipeline.metrics import bootstrap_interval
 from pipeline.parent import ParentRun
+from pipeline.parent_story import ParentStory
 from pipeline.trials import Plan, Trial, Variant, check, trials
 
 COMPARISON, PICTURE, CROSS_VALIDATION = "comparison.json", "comparison.png", "cross_validation.json"
@@ -60,6 +61,7 @@ def compare(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
         _write(found, plan.output / COMPARISON)
         paired_picture.save(found, plan.output / PICTURE)
         parent.log(_difference_scalars(found), [plan.output / COMPARISON, plan.output / PICTURE])
+        parent.tell(found)
     return found
 
 
@@ -90,6 +92,7 @@ def cross_validate(plan: Plan, *, run: Run, say: Say) -> dict[str, Any]:
         found |= subgroups.tabulated(found, read(plan.manifest))
         _write(found, plan.output / CROSS_VALIDATION)
         parent.log(_mean_scalars(found), [plan.output / CROSS_VALIDATION, *_shown_files(found, plan.output)])
+        parent.tell(found)
     return found
 
 
@@ -137,6 +140,7 @@ def _parent(plan: Plan) -> ParentRun:
         params,
         key=key,
         created=lambda new: write_plan(plan, new),
+        story=ParentStory(plan.bundle, plan.kind, plan.manifest, variants=list(_variants(plan)), folds=_folds(plan)),
     )
 
 

@@ -14,6 +14,7 @@ from pipeline.failures import without_paths
 from pipeline.journal import now_ms
 from pipeline.metric_names import allowed
 from pipeline.outbox import Outbox
+from pipeline.parent_story import ParentStory
 from pipeline.store import environment
 
 
@@ -28,6 +29,7 @@ class ParentRun:
         params: of the run, nested.
         key: of the run to go on with; empty for a new one.
         created: called with the key of a new run before anything else happens.
+        story: its words; None: a name and no more.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ParentRun:
         *,
         key: str = "",
         created: Callable[[str], None] = lambda _: None,
+        story: ParentStory | None = None,
     ) -> None:
         self.store = store
         self.folder = folder
@@ -48,6 +51,7 @@ class ParentRun:
         self.params = pathless(params)
         self.key = key
         self.created = created
+        self.story = story
 
     def __enter__(self) -> ParentRun:
         """Begin the run, or take it up again.
@@ -56,10 +60,11 @@ class ParentRun:
             InputError: the store has no such run, or another process is working on it.
         """
         self.outbox = Outbox(self.store, self.folder, key=self.key)
+        now = datetime.now().astimezone()
         self.outbox.begin(
             self.experiment,
-            f"{self.kind} {datetime.now().astimezone():%Y-%m-%d %H:%M:%S}",
-            tags={},
+            self.story.name(now) if self.story else f"{self.kind} {now:%Y-%m-%d %H:%M:%S}",
+            tags=self.story.begun() if self.story else {},
             environment=environment(),
             resumed=bool(self.key),
             what=self.kind,
@@ -77,7 +82,10 @@ class ParentRun:
         """Say how it ended; whatever the block raised goes on."""
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         status = "FINISHED" if error is None else "KILLED" if stopped else "FAILED"
-        self.outbox.end(status, without_paths(error) if status == "FAILED" and error is not None else "")
+        failure = without_paths(error) if status == "FAILED" and error is not None else ""
+        if self.story and status != "FINISHED":
+            self.outbox.tags(self.story.ended(status, failure))
+        self.outbox.end(status, failure)
         self.outbox.close()
 
     def log(self, metrics: Mapping[str, float], files: list[Path]) -> None:
@@ -88,6 +96,11 @@ class ParentRun:
             self.outbox.file(file)
             if file.name == logged_table.FILE:
                 self.outbox.tags(logged_table.TAG)
+
+    def tell(self, found: Mapping[str, Any]) -> None:
+        """Say in verdict and note what was found."""
+        if self.story:
+            self.outbox.tags(self.story.found(found))
 
     def name_children(self, titles: Mapping[str, str]) -> None:
         """Name the runs below this one by the folder that they write to.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import calibration, instance_scores, separation, subgroups, surface_distances, tables
-from pipeline.manifest import PARTITIONS, Manifest, unit_name
+from pipeline.manifest import Manifest, unit_name
 from pipeline.verdicts import NETWORK, evaluation_verdict, figure
 
 EMPTY = (
@@ -42,6 +42,10 @@ WHERE_EVALUATION = (
     "Every case and patient: `evaluation.json`; the worst ones first: `worst.png` and `pictures`.",
     "Which training: the run above this one, or the one whose tag `checkpoint_sha256` is this run's.",
     "Data: the dataset of this run, with a digest of what it holds.",
+)
+WHERE_PARENT = (
+    "Every measure: `comparison.json` with `comparison.png`, or `cross_validation.json`.",
+    "Every training and its test: the runs below this one, each with its curves, pictures and table.",
 )
 """What lies where in a run, one line each."""
 
@@ -142,6 +146,50 @@ def evaluation_note(card: BundleCard, network: str, manifest: Manifest, table: M
     )
 
 
+def comparison_note(card: BundleCard, manifest: Manifest, found: Mapping[str, Any], verdict: str) -> str:
+    """The page of a comparison, in Markdown; `found` is that of comparison.json."""
+    rows = [
+        (
+            f"{row['first']} - {row['second']}",
+            row["measure"],
+            figure(found["means"][row["first"]].get(row["measure"])),
+            figure(found["means"][row["second"]].get(row["measure"])),
+            figure(row["mean"], row["interval"], sign="+"),
+            row["patients"],
+        )
+        for row in found["differences"]
+        if row["measure"] in found["headline"]
+    ]
+    columns = ("first - second", "measure", "first", "second", "difference (95 % interval)", f"{found['unit']}s")
+    variants = [f"{name}: {_settings(how)}." for name, how in found["variants"].items()]
+    return _page(
+        f"Comparison: {card.name} on {manifest.name}",
+        [f"**{verdict}**"],
+        {
+            "Figures": [*markdown_table(columns, rows), "", *_list(found["cautions"])],
+            "What was compared": _list([*variants, f"all of them: {_settings(found['common'])}."]),
+            "Data and split": split_lines(manifest),
+            "Where to look": _list(WHERE_PARENT),
+            "Limits": _list(limits(card, manifest)),
+        },
+    )
+
+
+def pooled_note(card: BundleCard, manifest: Manifest, found: Mapping[str, Any], verdict: str) -> str:
+    """The page of a cross-validation, in Markdown; `found` is that of cross_validation.json."""
+    return _page(
+        f"Cross-validation: {card.name} on {manifest.name}",
+        [f"**{verdict}**", f"Every {found['unit']} is scored once, by weights that have not seen it."],
+        {
+            "Figures": [*figures(found), *_list(found["cautions"])],
+            **_more(found),
+            "Data and split": split_lines(manifest),
+            "Where to look": _list(WHERE_PARENT),
+            "Limits": _list(limits(card, manifest)),
+        },
+    )
+
+
 def begun_note(title: str, card: BundleCard, manifest: Manifest, verdict: str) -> str:
     """The page of a run without a result."""
     lines = {"Data and split": split_lines(manifest), "Limits": _list(limits(card, manifest))}
@@ -173,13 +221,15 @@ def figures(table: Mapping[str, Any]) -> list[str]:
 def split_lines(manifest: Manifest) -> list[str]:
     """Patients and cases of every partition as a table in Markdown, and by what they were divided."""
     unit, split = unit_name(manifest), manifest.split or {}
-    rows = []
-    for name in PARTITIONS:
-        cases = manifest.partition(name)
-        rows.append((name, len({case.patient for case in cases}), len(cases)))
+    placed: dict[str, list[str]] = {name: [] for name in manifest.places()}
+    for name, case in manifest.assigned():
+        placed[name].append(case.patient)
+    rows = [(name, len(set(patients)), len(patients)) for name, patients in placed.items()]
     by = str(split.get("by", "patient"))
     fold = f" Fold {split['fold']} of {split['folds']}." if "fold" in split else ""
-    return [*markdown_table(("partition", f"{unit}s", "cases"), rows), "", f"Split {SPLIT.get(by, f'by {by}')}.{fold}"]
+    place = "fold" if manifest.folds() else "partition"
+    table = markdown_table((place, f"{unit}s", "cases"), rows)
+    return [*table, "", f"Split {SPLIT.get(by, f'by {by}')}.{fold}"]
 
 
 def limits(card: BundleCard, manifest: Manifest) -> list[str]:
@@ -225,6 +275,12 @@ def _more(table: Mapping[str, Any]) -> dict[str, list[str]]:
         "Subgroups": (subgroups.NAME, lambda _: subgroups.lines(table)[1:]),
     }
     return {title: _list(lines(table[key])) for title, (key, lines) in scored.items() if table.get(key)}
+
+
+def _settings(how: Mapping[str, Any]) -> str:
+    """Overlays and overrides of a variant, in words."""
+    given = [str(name) for name in how["overlays"]] + [f"{key} {value}" for key, value in how["overrides"].items()]
+    return ", ".join(given) or "as the bundle is"
 
 
 def _overlap(table: Mapping[str, Any]) -> list[str]:

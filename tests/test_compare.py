@@ -53,6 +53,13 @@ def test_a_comparison_from_variants_to_files(phantom_manifest, out):
     assert (params["seeds"], params["variants.b.overrides.width"]) == ("[0, 1]", "8")
     kept = {path.name for path in (out / "artifacts").rglob("*") if path.is_file()}
     assert {"comparison.json", "comparison.png"} <= kept
+    tags = dict(rows(out, "select key, value from tags"))
+    assert tags["verdict"] == "a - b, dice_membrane: +0.080 on 1 patient, no interval"
+    first, second = (found["means"][name]["dice_membrane"] for name in "ab")
+    assert f"| a - b | dice_membrane | {first:.3f} | {second:.3f} | +0.080 | 1 |" in tags["mlflow.note.content"]
+    assert "- b: width 8." in tags["mlflow.note.content"]
+    ((name,),) = rows(out, "select name from runs")
+    assert name.startswith("neuron_em_segmentation | comparison of a and b | phantom_em | 20")
 
 
 def test_out_of_fold_every_patient_is_scored_once(phantom_manifest, out, tmp_path):
@@ -70,6 +77,9 @@ def test_out_of_fold_every_patient_is_scored_once(phantom_manifest, out, tmp_pat
     digests = manifest.read(folded).split_digests()
     assert {key: table[key] for key in digests} == digests
     assert dict(rows(out, "select key, value from params")).items() >= digests.items()
+    tags = dict(rows(out, "select key, value from tags"))
+    assert tags["verdict"] == f"out of 2 folds: Dice 0.41 ({low:.2f} to {high:.2f}) on 4 patients"
+    assert "| fold 2 | 2 | 6 |" in tags["mlflow.note.content"]
     logged = dict(rows(out, "select key, value from metrics"))
     assert (logged["test_dice_membrane"], logged["test_dice_membrane_low"]) == (pytest.approx(0.41), pytest.approx(low))
     cases = json.loads((out / "cases.json").read_text())

@@ -94,7 +94,7 @@ FLOORS = [
     ["patient_scores"],
     ["subgroups", "case_rows"],
     ["run_notes", "patient_flow", "data_inputs"],
-    ["run_story"],
+    ["run_story", "parent_story"],
     ["tracking"],
     ["bundle", "predict", "evaluate", "patient_dice", "parent"],
     ["paired", "trials", "run_store", "report_words"],
