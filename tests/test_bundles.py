@@ -17,6 +17,7 @@ from tests.conftest import ROOT
 
 NETWORK = {"width": 4, "depth": 3, "size": 48}
 TINY = NETWORK | {"patch": 32, "epochs": 10, "patches_per_case": 8, "workers": 0, "learning_rate": 0.01}
+TINY |= {"log_model": False}
 MRI_PATIENTS = ("TCGA_CS_4941_19960909", "TCGA_CS_4941_19970101", *(f"TCGA_DU_585{n}_19950428" for n in range(4)))
 
 

@@ -73,6 +73,7 @@ def test_it_trains_and_answers_on_the_grid_of_its_input(volumes, tmp_path, empty
     overrides = {
         "manifest": str(volumes), "output_dir": str(tmp_path), "workers": 0, "epochs": 2, "width": 4, "depth": 2,
         "patch": [16, 16, 16], "patches_per_case": 4, "learning_rate": 0.02, "spacing_mm": [1, 1, 1],
+        "log_model": False,
     }  # fmt: skip
     bundle.run(bundle.find(BUNDLE), "training", overrides)
     about = {"checkpoint": str(tmp_path / "model.pt"), "width": 4, "depth": 2, "spacing_mm": [1, 1, 1]}

@@ -86,7 +86,7 @@ def test_a_small_network_succeeds_where_otsu_fails(tmp_path):
     manifest = split_by_patient(index_phantom(tmp_path), (0.6, 0.2, 0.2), seed=1)
     manifests.write(manifest, tmp_path / "manifest.json")
     common = {"manifest": str(tmp_path / "manifest.json"), "output_dir": str(tmp_path / "run")}
-    fast = {"epochs": 6, "patch": 128, "patches_per_case": 4, "learning_rate": 0.003}
+    fast = {"epochs": 6, "patch": 128, "patches_per_case": 4, "learning_rate": 0.003, "log_model": False}
     bundle.run(bundle.find("neuron_em_segmentation"), "training", common | fast)
     bundle.run(bundle.find("neuron_em_segmentation"), "evaluating", common)
     summary = json.loads((tmp_path / "run/evaluation.json").read_text())["summary"]

@@ -156,7 +156,7 @@ def named(tmp_path_factory):
     manifest = split_by_patient(index_phantom(folder / "data", key=b"k" * 32), (0.5, 0.25, 0.25), seed=3)
     manifests.write(manifest, path)
     settings = {"manifest": str(path), "output_dir": str(folder / "run"), "save_every": 1, "width": 4, "depth": 2}
-    settings |= {"epochs": 1, "patch": 64, "patches_per_case": 1, "workers": 0, "amp": False}
+    settings |= {"epochs": 1, "patch": 64, "patches_per_case": 1, "workers": 0, "amp": False, "log_model": False}
     bundle.run(bundle.find("neuron_em_segmentation"), "training", settings)
     return folder / "data", path, folder / "run"
 

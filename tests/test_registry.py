@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipeline import registry
+from pipeline.digests import file_digest
 from pipeline.errors import InputError
 from pipeline.store import PARENT, artifact_location, sqlite_store
 from pipeline.verdicts import NOTE, PARTITION, VERDICT, WEIGHTS
@@ -133,3 +134,17 @@ def test_what_cannot_be_promoted_gets_a_sentence(client, tmp_path):
 def test_a_comparisons_weights_are_no_version(client, tmp_path):
     train(client, "aa", tmp_path, name="")
     assert client.search_model_versions("") == []
+
+
+def test_the_command_takes_a_folder_or_a_run(client, tmp_path, overtile):
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    weights = file_digest(tmp_path / "model.pt")
+    training = train(client, weights, tmp_path)
+    store = ("--tracking-uri", client.tracking_uri)
+    code, output = overtile("promote", tmp_path, "--reason", "the first one")
+    assert (code, "version 1 of lung was never tested" in output) == (2, True)
+    evaluate(client, weights)
+    code, output = overtile("promote", training, "--reason", "the first one", *store)
+    assert (code, output) == (0, f"lung: version 1 is the champion; before: none. {TESTED}\n")
+    code, output = overtile("promote", "nothing", "--reason", "the first one", *store)
+    assert (code, output) == (2, "error: nothing: neither a folder with a model.pt nor a run of this store\n")

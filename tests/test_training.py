@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 EM = "neuron_em_segmentation"
 SMALL = {"patch": 64, "patches_per_case": 2, "width": 4, "depth": 3, "learning_rate": 0.003, "epochs": 5}
-SMALL |= {"dropout": 0.3, "workers": 0}
+SMALL |= {"dropout": 0.3, "workers": 0, "log_model": False}
 
 
 def train(manifest, folder, overlays=(), **changes):
