@@ -40,7 +40,7 @@ INDEXED = {
     VOLUMES: [],
     XRAYS: ["--label", "masks/{patient}.png", "--class", "background=0", "--class", "lung=255"],
 }
-SCALES = 300 / planted.SIDE * 1.03 ** np.arange(8)
+SCALES = 300 / planted.SIDE * 1.045 ** np.arange(5)
 """Pixels of a picture for one of the image: 300 for the longest side, or for that of a part with letters in it."""
 
 WRITE = {VOLUMES: planted.write_mr, XRAYS: planted.write_dx}
