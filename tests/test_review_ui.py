@@ -7,12 +7,15 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from mlflow import MlflowClient
 
 from pipeline import bundle
+from pipeline.store import sqlite_store
 from tests import reviewer
 from tests.reviewer import route
 
 EM = "neuron_em_segmentation"
+DICE = "test_dice_membrane"
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 pytestmark = [
@@ -25,11 +28,15 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def reviewed(trained, phantom_manifest, tmp_path_factory):
-    """A folder with the runs of a training and of its evaluation."""
+    """A folder with the runs of a training and of its evaluation, and the test's Dice of an earlier model: 0.99."""
     folder = tmp_path_factory.mktemp("reviewed")
     shutil.copy(trained / "mlflow.db", folder)
     settings = {"manifest": str(phantom_manifest), "checkpoint": str(trained / "model.pt"), "output_dir": str(folder)}
     bundle.run(bundle.find(EM), "evaluating", settings)
+    client = MlflowClient(sqlite_store(folder))
+    earlier = client.create_run(client.get_experiment_by_name(EM).experiment_id, run_name="an earlier model")
+    client.log_metric(earlier.info.run_id, DICE, 0.99)
+    client.set_terminated(earlier.info.run_id)
     return folder
 
 
@@ -52,12 +59,8 @@ def page(reviewed):
 @pytest.fixture(scope="module")
 def runs(reviewed):
     """The ids of the two runs: `training` and `test`."""
-    query = "select run_uuid from latest_metrics where key = ?"
     with sqlite3.connect(reviewed / "mlflow.db") as store:
-        return {
-            name: store.execute(query, [key]).fetchone()[0]
-            for name, key in (("training", "loss"), ("test", "test_dice_membrane"))
-        }
+        return dict(store.execute("select value, run_uuid from tags where key = 'partition'").fetchall())
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +83,35 @@ def test_the_watch_sees_what_strays(browser):
     assert strayed == ["http://stray.example/of-the-test.png", "GET http://stray.example/of-the-test.png HTTP/1.1"]
 
 
-def test_runs_stand_with_their_figures_and_can_be_sorted(browser, page):
-    with browser.page(page, "2 matching runs") as tab:
+def test_runs_stand_with_their_verdict_and_figures_and_can_be_sorted(browser, page):
+    with browser.page(page, "3 matching runs") as tab:
         heads = {head.strip() for head in tab.get_by_role("columnheader").all_inner_texts()}
-        assert {"Run Name", "verdict", "test_dice_membrane"} <= heads
+        assert {"Run Name", "verdict", DICE} <= heads
+        falling = column_of_runs(tab)
         browser.shoot(tab, "runs")
-        for _ in ("descending", "ascending"):
-            tab.get_by_role("columnheader", name="test_dice_membrane").first.click()
-            tab.get_by_text("Sort: test_dice_membrane").wait_for()
+        with tab.expect_response(lambda answer: "runs/search" in answer.url):
+            tab.get_by_role("columnheader", name=DICE).first.click()
+        tab.wait_for_function(
+            "[...document.querySelectorAll('[row-index=\"1\"]')].some(row => row.innerText.includes('0.99'))"
+        )
+        rising = column_of_runs(tab)
         browser.shoot(tab, "runs_sorted")
-        figures = tab.locator("[role=gridcell][col-id='metrics.`test_dice_membrane`']").all_inner_texts()
-    assert "-" in figures  # of the training
+    assert (falling[0], falling[2]) == ("0.99", "-")  # the training has no score of the test
+    assert rising == [falling[1], falling[0], "-"]
+
+
+def column_of_runs(tab):
+    """The Dice of the runs as they are seen from above: rows stand in the page in any order."""
+    rows = tab.locator("[row-index]").filter(has=tab.locator(f"[col-id='metrics.`{DICE}`']"))
+    cells = rows.evaluate_all(
+        "(rows, id) => rows.map(row => [+row.getAttribute('row-index'), row.querySelector(`[col-id='${id}']`).innerText])",
+        f"metrics.`{DICE}`",
+    )
+    return [text for _, text in sorted(cells)]
 
 
 def test_a_run_tells_its_name_note_metrics_tags_and_data(browser, page, runs):
-    with browser.page(route(page, f"runs/{runs['test']}"), "test_dice_membrane") as tab:
+    with browser.page(route(page, f"runs/{runs['test']}"), DICE) as tab:
         browser.shoot(tab, "run")
         said = tab.locator("body").inner_text()
         for words in ("Finished", "Description", "phantom_em", "checkpoint_sha256", "verdict"):
@@ -121,11 +138,11 @@ def test_curves_are_drawn(browser, page, runs):
         browser.shoot(tab, "curves")
 
 
-@pytest.mark.parametrize("name", ["worst.png", "worst_separation.png"])
+@pytest.mark.parametrize("name", ["worst.png", "pictures/worst_1.png", "calibration.png"])
 def test_pictures_are_shown(browser, page, runs, name):
-    with browser.page(route(page, f"runs/{runs['test']}/artifacts/{name}"), name) as tab:
+    with browser.page(route(page, f"runs/{runs['test']}/artifacts/{name}"), Path(name).name) as tab:
         tab.wait_for_function("[...document.images].some(image => image.offsetWidth > 100)")
-        browser.shoot(tab, Path(name).stem)
+        browser.shoot(tab, f"artifact_{Path(name).stem}")
 
 
 def test_the_table_of_cases_can_be_sorted(browser, page, runs):
