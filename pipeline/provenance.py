@@ -106,7 +106,9 @@ def _patient(case: Case) -> str:
 
 
 def _pixels(case: Case) -> str:
-    return (case.pixels or "")[:LENGTH]
+    """The start of a digest, with the word before it that says what it is of."""
+    kind, space, digest = (case.pixels or "").rpartition(" ")
+    return kind + space + digest[:LENGTH]
 
 
 def _splits(record: Mapping[str, Any], manifest: Manifest) -> set[str]:

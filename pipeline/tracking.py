@@ -72,9 +72,9 @@ class TrackingHandler:
         optimizer: whose learning rate is recorded.
         state: of the training, whose run id says which run a resumed training continues.
         artifacts: files to keep when the engine has finished.
-        config: the merged configuration; None looks up the one that the bundle is being run with. Where its `log_model`
-            is true, a training without a parent leaves a logged model and a version in the registry.
+        config: the merged configuration; None looks up the one that the bundle is being run with.
         parent: id of the run that this one is shown under, that of a comparison or a cross-validation.
+        log_model: a training without a parent leaves its best weights as a logged model, a version in the registry.
         overlay_channel: of the image, from 0: the one that the pictures show.
         body: they show the body alone, see `pipeline.body`; False: the whole field, as that of a microscope.
     """
@@ -93,6 +93,7 @@ class TrackingHandler:
         artifacts: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
         parent: str | None = None,
+        log_model: bool = False,
         overlay_channel: int = 0,
         body: bool = True,
     ) -> None:
@@ -110,8 +111,7 @@ class TrackingHandler:
         self.parent = str(parent or "")
         self.overlay_channel = overlay_channel
         self.body = body
-        logs_model = config.get("log_model") is True and not parent
-        self.network = state.objects.get("network") if state is not None and logs_model else None
+        self.network = state.objects.get("network") if state is not None and log_model and not parent else None
         self.story = RunStory(
             config,
             self.experiment,

@@ -110,6 +110,16 @@ def test_a_fold_is_not_scored_with_the_weights_of_another():
         refuse_overlap(weights, manifests.one_fold(folds, 1), "test")
 
 
+def test_digests_of_dicom_that_begin_alike_are_not_taken_for_one_another():
+    release, theirs = site(training="a1"), site(test="b2", key=ELSEWHERE)
+    for manifest, name, end in ((release, "training", "0"), (theirs, "test", "f")):
+        object.__setattr__(manifest.partition(name)[0], "pixels", "instances " + 8 * "a" + 56 * end)
+    assert refuse_overlap(training_record(release), theirs, "test")["overlap_with_training_pixels"] == "none"
+    object.__setattr__(theirs.test[0], "pixels", release.training[0].pixels)
+    with pytest.raises(DataError, match=r"case-b2 \(its pixels\)"):
+        refuse_overlap(training_record(release), theirs, "test")
+
+
 def test_a_case_without_a_digest_of_its_pixels_is_not_taken_for_another():
     blind = site("a1", test="b2")
     for case in (*blind.training, *blind.test):
