@@ -199,8 +199,9 @@ class TrackingHandler:
             self._measure_machine(next_point(client, run_id))
 
     def _measure_machine(self, first: int) -> None:
-        self.machine = SystemMetrics(self._log, first)
-        self.machine.start()
+        if self.state is not None:  # of an evaluation, MLflow's page would show them before its scores
+            self.machine = SystemMetrics(self._log, first)
+            self.machine.start()
 
     def _epoch_started(self, engine: Engine) -> None:
         self._losses: list[float] = []

@@ -97,7 +97,7 @@ def test_a_trainings_note_says_what_it_may_not_be_used_for(manifest):
     verdict = verdicts.training_verdict("FINISHED", BEST)
     note = run_notes.training_note(CARD, "UNet", manifest, verdict)
     assert note.startswith(
-        f"# Training: lung_segmentation on phantom_em\n\n**{verdict}**\n\nFind the lung. Network: UNet."
+        f"### Training: lung_segmentation on phantom_em\n\n**{verdict}**\n\nFind the lung. Network: UNet."
     )
     assert "it chose the epoch" in note
     assert "| test | 1 | 3 |" in note
