@@ -33,6 +33,7 @@ demo: setup  ## synthetic patients through the whole line: index, audit, split, 
 	    --checkpoint $(DEMO)/run/model.pt --output $(DEMO)/labels
 	$(BIN)/overtile evaluate --bundle $(BUNDLE) --manifest $(DEMO)/data/manifest.json \
 	    --checkpoint $(DEMO)/run/model.pt --output $(DEMO)/run
+	$(BIN)/overtile report $(DEMO)/run --out $(DEMO)/report.html
 	@echo "Label maps of every patient: $(DEMO)/labels"
 	@echo "Look at the runs in a browser: $(BIN)/overtile review $(DEMO)/run"
 

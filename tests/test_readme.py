@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
-TOUR, STOPPED, COMPARED, VOLUMES = (block.splitlines() for block in BLOCKS if block.startswith("overtile"))
+TOUR, STOPPED, REVIEWED, COMPARED, VOLUMES = (block.splitlines() for block in BLOCKS if block.startswith("overtile"))
 
 PAGES = ["README.md", "docker/README.md", *(f"bundles/{p.name}/docs/README.md" for p in (ROOT / "bundles").iterdir())]
 
@@ -46,7 +46,8 @@ def test_the_tour_has_six_lines_and_runs(tmp_path):
         ["overtile", "phantom", "em", "demo/data", "--patients", "5", "--sections", "2", "--size", "64"], tmp_path
     )
     assert done.returncode == 0, done.stderr
-    follow(TOUR + STOPPED, tmp_path)
+    follow(TOUR + STOPPED + REVIEWED, tmp_path)
+    assert (tmp_path / "mine/report.html").is_file()
     assert len(list((tmp_path / "mine/labels").rglob("image.tif"))) == 5
 
 
@@ -75,7 +76,10 @@ def test_the_makefile_has_and_lists_the_target(target):
 
 def test_other_commands_of_the_readme_are_make_targets():
     others = [
-        line for block in BLOCKS for line in block.splitlines() if line not in TOUR + STOPPED + COMPARED + VOLUMES
+        line
+        for block in BLOCKS
+        for line in block.splitlines()
+        if line not in TOUR + STOPPED + REVIEWED + COMPARED + VOLUMES
     ]
     assert others == ["make demo", "make test"]
 
