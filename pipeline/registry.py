@@ -209,7 +209,7 @@ def _register(client: MlflowClient, run_id: str, payload: Mapping[str, Any], mod
         served = client.tracking_uri.startswith("http")
         source = f"models:/{model.model_id}" if served else model.artifact_location
         version = client.create_model_version(
-            name, source, run_id, tags=tags, description=payload[VERDICT], model_id=model.model_id
+            name, source, run_id, tags=tags, description=payload[VERDICT], await_creation_for=0, model_id=model.model_id
         )
     now = _aliased(client, name, CANDIDATE)
     if now is None or int(now.version) < int(version.version):
