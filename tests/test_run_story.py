@@ -5,6 +5,7 @@ import re
 import sqlite3
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from pipeline import manifest as manifests
 from pipeline.digests import file_digest
 from pipeline.manifest import PARTITIONS
 from pipeline.store import environment, sqlite_store
+from pipeline.tracking import TrackingHandler
 from pipeline.verdicts import NOTE, VERDICT, WEIGHTS
 from tests.conftest import edited
 from tests.test_tracking import trainer
@@ -110,6 +112,18 @@ def test_a_network_that_cannot_be_exported_ends_no_training(tmp_path, caplog):
     torch.save({"model": network.state_dict()}, tmp_path / "model.pt")
     logged_model.put(None, network, tmp_path / "model.pt", {"metadata": {}, "name": "x"})
     assert "MLflow gets no model of this run, the network cannot be exported" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("log_model", "parent", "made"), [(True, None, True), (False, None, False), (True, "p", False)]
+)
+def test_a_run_below_a_comparison_makes_no_model(phantom_manifest, tmp_path, log_model, parent, made):
+    network = torch.nn.Conv2d(1, 1, 1)
+    state = SimpleNamespace(path=tmp_path / "last.pt", objects={"network": network}, history={})
+    handler = TrackingHandler(
+        str(tmp_path), "e", str(phantom_manifest), state=state, parent=parent, config={"log_model": log_model}
+    )
+    assert (handler.network is network) == made
 
 
 @pytest.mark.parametrize(
