@@ -135,6 +135,13 @@ def diagram(table: Mapping[str, Any]) -> charts.Figure:
     return charts.reliability(panels, columns=len(REGIONS), bins=BINS)
 
 
+IN_SHORT = (
+    "Near the foreground: within {margin} pixels of it; elsewhere lies easy background, which flatters. "
+    "How it is counted: `note` of `calibration` in the table."
+)
+"""What the terminal says of a table of calibration."""
+
+
 def lines(table: Mapping[str, Any]) -> list[str]:
     """What a reader wants of `Calibration.table`, as lines of text."""
     found = ["Calibration, expected calibration error (ECE):"]
@@ -144,7 +151,7 @@ def lines(table: Mapping[str, Any]) -> list[str]:
             f"{what}, {where}: {_in_words(row, table[region][row]).replace(chr(10), '; ')}"
             for region, where in REGIONS.items()
         ]
-    return [*found, table["note"]]
+    return [*found, IN_SHORT.format(margin=table["margin"])]
 
 
 def _table(
