@@ -358,6 +358,44 @@ stopped() {  # `stop` ends a training as Ctrl-C does: exit code 130, and its MLf
     runs FINISHED FINISHED KILLED
 }
 
+reviewed() {  # MLflow's page, started as compose starts it; asked from inside, since this container has no network
+    inside --detach --name review --pids-limit 128 --memory 2g --volume "$WORK/out:/out" "$IMAGE" \
+        review /out/run --host 0.0.0.0
+    for _ in $(seq 120); do
+        if podman logs review 2>&1 | grep Ctrl-C; then break; fi
+        sleep 1
+    done
+    podman logs review
+    podman exec --interactive review python - <<'PYTHON'
+import json
+from http.client import HTTPConnection
+
+page = HTTPConnection("127.0.0.1", 5000, timeout=30)
+
+
+def ask(method, path, body=None):
+    page.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
+    answer = page.getresponse()
+    text = answer.read()
+    assert answer.status == 200, (path, answer.status, text)
+    return text
+
+
+assert ask("GET", "/health") == b"OK"
+assert b"<title>" in ask("GET", "/")
+runs = json.loads(ask("POST", "/api/2.0/mlflow/runs/search", {"experiment_ids": ["1"]}))["runs"]
+assert sorted(run["info"]["status"] for run in runs) == ["FINISHED", "FINISHED", "KILLED"], runs
+run = next(run["info"]["run_id"] for run in runs if run["info"]["status"] == "KILLED")
+assert json.loads(ask("GET", f"/get-artifact?run_uuid={run}&path=config.json"))["epochs"] == 1000
+PYTHON
+    podman stop --time 60 review
+    local code
+    code=$(podman inspect --format '{{.State.ExitCode}}' review)
+    podman rm review
+    echo "exit code $code, expected 0"
+    [ "$code" = 0 ]
+}
+
 ends_with() {  # CODES WORDS COMMAND...: one of these exit codes, and WORDS in the last line
     local expected=$1 words=$2 code=0 said
     shift 2
@@ -409,6 +447,7 @@ check "evaluation.json is whole" evaluation
 check "label maps have the pages of their images" label_maps
 check "data untouched, nothing in /out but what was asked for, all of it $OWNER's" nothing_elsewhere
 check "a stopped training ends with 130 and is KILLED in MLflow" stopped
+check "review shows the runs and their files, and ends with 0 when it is stopped" reviewed
 check "a missing folder ends with 2" ends_with 2 "no such folder" index /nowhere out
 check "a missing checkpoint ends with 2" ends_with 2 "no such checkpoint" \
     overtile predict --bundle "$BUNDLE" --input /data --output /out/labels

@@ -27,7 +27,7 @@ ITS_OWN = re.compile(
 
 SIZE = {"width": 1280, "height": 800}
 
-PATIENCE_MS = 60_000
+PATIENCE_MS = 180_000
 """For a text to appear on a busy machine."""
 
 ALREADY_SEEN = {
@@ -70,7 +70,7 @@ class Browser:
         """A page that shows a text, in a tab of its own, as MLflow's page forgets little between two addresses."""
         page = self._context.new_page()
         try:
-            page.goto(address)
+            page.goto(address, wait_until="commit")
             page.get_by_text(shows).first.wait_for()
             yield page
         finally:
