@@ -121,7 +121,7 @@ def test_a_run_below_a_comparison_makes_no_model(phantom_manifest, tmp_path, log
     network = torch.nn.Conv2d(1, 1, 1)
     state = SimpleNamespace(path=tmp_path / "last.pt", objects={"network": network}, history={})
     handler = TrackingHandler(
-        str(tmp_path), "e", str(phantom_manifest), state=state, parent=parent, config={"log_model": log_model}
+        str(tmp_path), "e", str(phantom_manifest), state=state, parent=parent, log_model=log_model
     )
     assert (handler.network is network) == made
 
