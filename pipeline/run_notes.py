@@ -291,7 +291,7 @@ def _overlap(table: Mapping[str, Any]) -> list[str]:
 def _page(title: str, lead: Iterable[str], sections: Mapping[str, Sequence[str]]) -> str:
     parts = [f"### {title}", *lead]  # MLflow's page lays the lines of a larger heading over each other
     for heading, lines in sections.items():
-        parts += [f"#### {heading}", "\n".join(lines)]
+        parts += [f"### {heading}", "\n".join(lines)]
     page = "\n\n".join(part for part in parts if part) + "\n"
     return page if len(page) <= NOTE_LENGTH else page[:NOTE_LENGTH] + " ...\n"
 

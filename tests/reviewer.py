@@ -142,7 +142,7 @@ def write_readme_pictures(folder, target):
         page = Path(scratch) / "report.html"
         report.write(report.html(record), page)
         with opened.page(route(address, f"runs/{record.run.id}"), "Description") as tab:
-            tab.get_by_text("test_dice").first.wait_for()
+            tab.get_by_text("Show more").first.click()
             opened.shoot(tab, "review")
         with opened.page(page.as_uri(), "Verdict") as tab:
             opened.shoot(tab, "report")
