@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["verdicts"],
+    ["verdicts", "release_files"],
     [
         "errors",
         "progress",
