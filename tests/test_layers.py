@@ -29,7 +29,7 @@ FLOORS = [
         "learning_curves",
     ],
     ["review", "atomic", "body", "config_check", "labels", "encoders", "batches", "dicom_files", "dicom_values"],
-    ["store", "journal"],
+    ["store", "journal", "signing"],
     ["registry"],
     ["senders", "system_metrics"],
     ["delivery"],
@@ -131,6 +131,7 @@ ONLY = {
     "highdicom": {"defects", "dicom", "seg"},
     "monai.bundle": {"bundle"},
     "mlflow": {"logged_model", "store", "system_metrics"},
+    "cryptography": {"signing"},
     "pooch": {"fetch"},
 }
 """Packages that are imported in one place."""
