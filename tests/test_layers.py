@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["verdicts", "release_files"],
+    ["verdicts", "release_files", "retrain_record"],
     [
         "errors",
         "progress",
@@ -29,7 +29,7 @@ FLOORS = [
         "learning_curves",
     ],
     ["review", "atomic", "body", "config_check", "labels", "encoders", "batches", "dicom_files", "dicom_values"],
-    ["store", "journal", "signing"],
+    ["store", "journal", "sealed", "signing"],
     ["registry"],
     ["senders", "system_metrics"],
     ["delivery"],
