@@ -85,6 +85,7 @@ def test_the_watch_sees_what_strays(browser):
 
 def test_runs_stand_with_their_verdict_and_figures_and_can_be_sorted(browser, page):
     with browser.page(page, "3 matching runs") as tab:
+        tab.get_by_role("columnheader", name=DICE).first.wait_for()  # the table is drawn after its count
         heads = {head.strip() for head in tab.get_by_role("columnheader").all_inner_texts()}
         assert {"Run Name", "verdict", DICE} <= heads
         falling = column_of_runs(tab)
