@@ -19,13 +19,24 @@ import yaml
 from monai.bundle import ConfigParser
 from monai.bundle import run as monai_run
 from monai.bundle.config_item import ComponentLocator
+from monai.bundle.properties import InferProperties
+from monai.utils import BundlePropertyConfig
 
 from pipeline import terms
 from pipeline.config_check import breaks, references, text_numbers, unreferenced, walk
 from pipeline.errors import InputError
 
-BASES = {"training": "train.yaml", "evaluating": "evaluate.yaml", "predicting": "inference.yaml"}
-"""The workflows of a bundle, and the config that defines each."""
+BASES = {"training": "train", "evaluating": "evaluate", "predicting": "inference"}
+"""The workflows of a bundle, and the name of the config that defines each."""
+
+FORMATS = (".yaml", ".json")
+"""How configs are written: by hand, and by a release."""
+
+METADATA = "metadata.json"
+"""The file among the configs that is none."""
+
+LOOKED_UP = tuple(str(found[BundlePropertyConfig.ID]).partition("::")[0] for found in InferProperties.values())
+"""Top-level keys of a release by which MONAI's tools find the parts of a deployed model."""
 
 PATH_KEYS = ("manifest", "dataset_dir", "output_dir", "checkpoint", "encoder_weights", "source", "metadata")
 """Top-level keys that hold a path; the caller's relative paths are meant from the caller's folder."""
@@ -81,9 +92,21 @@ def base_config(bundle: Path, workflow: str) -> str:
     """The config, relative to the bundle, that defines a workflow."""
     if workflow not in BASES:
         raise InputError(f"no workflow {workflow!r}{_did_you_mean(workflow, BASES)}; there is {', '.join(BASES)}")
-    if not (bundle / "configs" / BASES[workflow]).is_file():
-        raise InputError(f"{bundle.name} has no configs/{BASES[workflow]}, so it cannot do {workflow!r}")
-    return f"configs/{BASES[workflow]}"
+    file = _written_as(bundle, BASES[workflow])
+    if file is None:
+        raise InputError(f"{bundle.name} has no configs/{BASES[workflow]}.yaml or .json, so it cannot do {workflow!r}")
+    return file
+
+
+def configs(bundle: Path) -> list[str]:
+    """The names of a bundle's configs, the metadata left out."""
+    files = (bundle / "configs").iterdir()
+    return sorted(path.name for path in files if path.suffix in FORMATS and path.name != METADATA)
+
+
+def written(bundle: Path, name: str) -> dict[str, Any]:
+    """A config as it is written, macros and all; `name` is one of `configs`."""
+    return dict(ConfigParser.load_config_file(bundle / "configs" / name))
 
 
 def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
@@ -192,22 +215,28 @@ def prepare(
 def check(bundle: Path) -> list[str]:
     """Find what would break a bundle's configs when they run, or do nothing there, without running them.
 
-    Every config, and every overlay over `train.yaml`: each `_target_` is imported and its arguments are bound to
-    the signature, each `$` expression is parsed and its names looked up, each `@` reference is resolved, numbers
+    Every config, and every overlay over the training's: each `_target_` is imported and its arguments are bound to the
+    signature, each `$` expression is parsed and its names looked up, each `@` reference is resolved, numbers
     must not be text, every key must be referred to by some config of the bundle, and codes in the metadata be codes.
 
     Returns:
         Sentences, empty where all is well.
     """
-    configs = sorted(path.name for path in (bundle / "configs").glob("*.yaml"))
+    names = configs(bundle)
+    bases = {workflow: _written_as(bundle, stem) for workflow, stem in BASES.items()}
     problems = [
         f"metadata.json: {problem}"
         for problem in terms.problems(terms.read_metadata(bundle / "configs" / "metadata.json"))
     ]
-    problems += [f"configs/{name} is missing" for name in BASES.values() if name not in configs]
+    problems += [f"configs/{BASES[workflow]}.yaml is missing" for workflow, file in bases.items() if file is None]
+    stems = [Path(name).stem for name in names]
+    problems += [
+        f"configs/{name} is there twice" for stem, name in zip(stems, names, strict=True) if stems.count(stem) > 1
+    ]
     merged: dict[str, Mapping[str, Any]] = {}
-    for name in configs:
-        files = [f"configs/{name}"] if name in BASES.values() else ["configs/train.yaml", f"configs/{name}"]
+    for name in names:
+        file = f"configs/{name}"
+        files = [file] if file in bases.values() else [bases["training"] or file, file]
         try:
             parser = _parser(bundle, files)
             with contextlib.chdir(bundle):
@@ -217,27 +246,38 @@ def check(bundle: Path) -> list[str]:
             continue
         merged[name] = _config(parser)
         problems += [f"{name}: {problem}" for problem in breaks(merged[name], parser.__contains__, _monai_component)]
-    written = {name: yaml.safe_load((bundle / "configs" / name).read_text()) for name in merged}
-    problems += [f"{name}: {problem}" for name in written for problem in text_numbers(written[name], but=PATH_KEYS)]
-    if len(merged) == len(configs):
-        problems += _unreferenced(written, merged)
+    found = {name: written(bundle, name) for name in merged}
+    problems += [f"{name}: {problem}" for name in found for problem in text_numbers(found[name], but=PATH_KEYS)]
+    if len(merged) == len(names):
+        problems += _unreferenced(found, merged)
     return problems
 
 
-def _unreferenced(written: Mapping[str, Mapping[str, Any]], merged: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Keys of each file to which no config with that file in it refers, nor any `%` macro of any file."""
+def _unreferenced(found: Mapping[str, Mapping[str, Any]], merged: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Keys of each file to which no config with that file in it refers, nor any `%` macro of any file.
+
+    In a release the macros are expanded: what other files took from the deployed model's has nobody left who refers
+    to it there. Such a key is fine where MONAI's own tools look it up.
+    """
     used = {name: [*references(config)] for name, config in merged.items()}
-    for name, config in written.items():
+    for name, config in found.items():
         for place, value in walk(config):
             if isinstance(value, str) and value.startswith("%"):
                 absolute = ConfigParser.resolve_relative_ids(place.replace("#", "::"), value)
                 path, key = ConfigParser.split_path_id(absolute[1:])
                 used.setdefault(Path(path).name or name, []).append(("" if path else place, key.replace("::", "#")))
-    overlays = [name for name in written if name not in BASES.values()]
-    for name, config in written.items():
-        sharers = [name, *overlays] if name == BASES["training"] else [name]
+    overlays = [name for name in found if Path(name).stem not in BASES.values()]
+    for name, config in found.items():
+        sharers = [name, *overlays] if Path(name).stem == BASES["training"] else [name]
         known = [reference for sharer in sharers for reference in used[sharer]]
-        yield from (f"{name}: {problem}" for problem in unreferenced(config, known, but=OUTSIDE))
+        fine = OUTSIDE if name.endswith(".yaml") else (*OUTSIDE, *LOOKED_UP)
+        yield from (f"{name}: {problem}" for problem in unreferenced(config, known, but=fine))
+
+
+def _written_as(bundle: Path, stem: str) -> str | None:
+    """The file, relative to the bundle, in which a config of that name is written."""
+    files = (f"configs/{stem}{suffix}" for suffix in FORMATS)
+    return next((file for file in files if (bundle / file).is_file()), None)
 
 
 def _parser(bundle: Path, files: Sequence[str]) -> ConfigParser:
@@ -288,10 +328,11 @@ def _checked(key: str, value: Any, default: Any) -> Any:
 
 
 def _overlay(bundle: Path, name: str) -> str:
-    file = f"configs/{name if name.endswith('.yaml') else name + '.yaml'}"
-    if not (bundle / file).is_file():
-        known = sorted({p.stem for p in (bundle / "configs").glob("*.yaml")} - {Path(b).stem for b in BASES.values()})
-        raise InputError(f"{bundle.name} has no {file}; overlays are: {', '.join(known) or 'none'}")
+    stem = Path(name).stem if name.endswith(FORMATS) else name
+    file = _written_as(bundle, stem)
+    if file is None:
+        known = sorted({Path(config).stem for config in configs(bundle)} - {*BASES.values()})
+        raise InputError(f"{bundle.name} has no configs/{stem}.yaml; overlays are: {', '.join(known) or 'none'}")
     return file
 
 

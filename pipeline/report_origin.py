@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline.bundle import BASES, PATH_KEYS, find
+from pipeline.bundle import PATH_KEYS, base_config, configs, find
+from pipeline.bundle import written as as_written
 from pipeline.configuration import NAMES
 from pipeline.errors import InputError
 from pipeline.report_words import NONE, Table, duration, moment
@@ -69,7 +68,7 @@ def changed_settings(run: Run, folder: Path | None) -> list[tuple[str, str, str]
     workflow = "training" if run.partition == "training" else "evaluating"
     if config is None or folder is None:
         return None
-    written = _defaults(folder, BASES[workflow])
+    written = _defaults(folder, Path(base_config(folder, workflow)).name)
     return [
         (key, _shown(value, key), _shown(written[key], key))
         for key, value in config.items()
@@ -82,7 +81,7 @@ def changed_settings(run: Run, folder: Path | None) -> list[tuple[str, str, str]
 
 def _defaults(folder: Path, file: str) -> dict[str, Any]:
     """The plain top-level values of a bundle's config, those of other files looked up there."""
-    files = {path.name: yaml.safe_load(path.read_text()) for path in (folder / "configs").glob("*.yaml")}
+    files = {name: as_written(folder, name) for name in configs(folder)}
     found = {}
     for key, value in files[file].items():
         home = file
