@@ -38,7 +38,9 @@ METADATA = "metadata.json"
 LOOKED_UP = tuple(str(found[BundlePropertyConfig.ID]).partition("::")[0] for found in InferProperties.values())
 """Top-level keys of a release by which MONAI's tools find the parts of a deployed model."""
 
-PATH_KEYS = ("manifest", "dataset_dir", "output_dir", "checkpoint", "encoder_weights", "source", "metadata")
+PATH_KEYS = (
+    "manifest", "dataset_dir", "output_dir", "checkpoint", "encoder_weights", "start_from", "source", "metadata",
+)  # fmt: skip
 """Top-level keys that hold a path; the caller's relative paths are meant from the caller's folder."""
 
 COUNTS = (

@@ -17,9 +17,10 @@ from ignite.engine import Engine, Events
 
 from pipeline.atomic import atomic
 from pipeline.configuration import differences, flattened, pathless, running_config
+from pipeline.digests import file_digest
 from pipeline.errors import InputError
 from pipeline.manifest import read
-from pipeline.provenance import training_record
+from pipeline.provenance import STARTED_FROM, training_record
 
 logger = logging.getLogger("pipeline.checkpoint")
 
@@ -41,6 +42,9 @@ WEIGHTS_DEPEND_ON = (
 )  # fmt: skip
 """Keys of a bundle that must be the same wherever its weights are used; most do not show in the weights' shapes."""
 
+SAFE = ".safetensors"
+"""How the name of a file ends that holds a `state_dict` and can hold nothing else."""
+
 NULL = "$None"
 """What an override must say to MONAI for null."""
 
@@ -52,15 +56,22 @@ class SaveBest:
         network: whose `state_dict` is written.
         path: of the file.
         manifest: of the training, whose digests go with the weights.
+        start_from: file of the weights that the training started from, whose digest goes with them too; or None.
         config: the merged configuration; None looks up the one that the bundle is being run with.
     """
 
     def __init__(
-        self, network: torch.nn.Module, path: str, *, manifest: str, config: Mapping[str, Any] | None = None
+        self,
+        network: torch.nn.Module,
+        path: str,
+        *,
+        manifest: str,
+        start_from: str | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
         self.path = Path(path)
-        self.training = training_record(read(manifest))
+        self.training = _trained_on(manifest, start_from)
         self.settings = settings_of_weights(running_config() if config is None else config)
 
     def attach(self, engine: Engine) -> None:
@@ -85,11 +96,12 @@ class TrainingState:
         evaluator: the validation engine, whose best metric and epoch belong to the state.
         manifest: whose digest must not change between stop and resume.
         resume: go on from the file.
+        start_from: file of the weights that the training starts from, or None; its content must not change either.
         config: the merged configuration; None looks up the one that the bundle is being run with.
 
     Raises:
         InputError: there is nothing to resume, the file is broken, or it is from another training: another
-            manifest, or another configuration.
+            manifest, other weights to start from, or another configuration.
     """
 
     def __init__(
@@ -100,12 +112,13 @@ class TrainingState:
         *,
         manifest: str,
         resume: bool = False,
+        start_from: str | None = None,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(path)
         self.objects = objects
         self.evaluator: Any = evaluator
-        self.training = training_record(read(manifest))
+        self.training = _trained_on(manifest, start_from)
         config = running_config() if config is None else dict(config)
         self.config = flattened(pathless(config))
         self.settings = settings_of_weights(config)
@@ -184,6 +197,11 @@ class TrainingState:
                 f"{self.path}: the manifest has changed since this training began; a resumed training sees the same "
                 "cases: give that manifest, or start a new training in another folder"
             )
+        if not self._starts_alike(saved):
+            raise InputError(
+                f"{self.path}: the weights that this training began from have changed; give `start_from` the same file "
+                "to resume it, or start a new training in another folder"
+            )
         changed = differences(pathless(saved["config"]), self.config, but=MAY_CHANGE)
         if changed:
             raise InputError(
@@ -199,6 +217,10 @@ class TrainingState:
     def _is_of_this_manifest(self, saved: Mapping[str, Any]) -> bool:
         return bool(saved.get(TRAINING, {}).get("manifest_sha256") == self.training["manifest_sha256"])
 
+    def _starts_alike(self, saved: Mapping[str, Any]) -> bool:
+        before, now = (record.get(STARTED_FROM, {}) for record in (saved.get(TRAINING, {}), self.training))
+        return bool(before.get("sha256") == now.get("sha256"))
+
     def _refuse_to_start_over(self) -> None:
         """The same command again after a stop, without `resume`: most likely forgotten, and it would cost the weights.
 
@@ -209,7 +231,7 @@ class TrainingState:
             saved = _read(self.path)
         except InputError:
             return  # broken, so nothing is lost by setting it aside
-        same = self._is_of_this_manifest(saved) and not differences(
+        same = (self._is_of_this_manifest(saved) and self._starts_alike(saved)) and not differences(
             pathless(saved.get("config", {})), self.config, but=MAY_CHANGE
         )
         if same and saved["epoch"] > 0 and not saved["finished"]:
@@ -308,6 +330,14 @@ def training_of(path: str | Path) -> dict[str, Any] | None:
     return dict(training) if isinstance(training, Mapping) else None
 
 
+def _trained_on(manifest: str, start_from: str | None) -> dict[str, Any]:
+    """What goes with the weights of a training, with what is known of those that it starts from."""
+    record = training_record(read(manifest))
+    if start_from is None:
+        return record
+    return record | {STARTED_FROM: (training_of(start_from) or {}) | {"sha256": file_digest(Path(start_from))}}
+
+
 def standing(path: Path) -> str:
     """How far a training has come whose state is in a file: `new`, `begun` (an epoch is done) or `finished`."""
     try:
@@ -369,8 +399,20 @@ def _existing(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == SAFE:
+        return _read_safe(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
         raise InputError(f"{path}: not a readable checkpoint") from None
     return dict(state)
+
+
+def _read_safe(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError):
+        raise InputError(f"{path}: not a readable checkpoint") from None

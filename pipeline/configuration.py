@@ -14,7 +14,7 @@ VALUE_LENGTH = 6000
 
 PATHS = (
     "bundle_root", "checkpoint", "dataset_dir", "encoder_weights", "manifest", "metadata", "output_dir", "source",
-    "threshold", "tracking_uri",
+    "start_from", "threshold", "tracking_uri",
 )  # fmt: skip
 """Keys whose text is a path, also where it has no slash."""
 

@@ -24,8 +24,12 @@ WITH_PATIENTS = ("patient", "section")
 SHOWN = 5
 """Cases that a refusal names."""
 
+STARTED_FROM = "started_from"
+"""In the record of a fine-tuned checkpoint: that of the weights it started from, and the `sha256` of their file."""
+
 NONE, UNKNOWN = "none", "unknown"
 UNSAID = "unknown: the checkpoint does not say what it was trained on"
+STARTED_UNSAID = "unknown: the weights that the training started from do not say what they were trained on"
 NO_PATIENTS = "unknown: which images are of one patient is not known"
 NO_DIGESTS = "unknown: not every case has a digest of its pixels; `overtile index` takes them"
 DIVIDED = "the same ones, as declared: the split by section divides a patient"
@@ -83,7 +87,11 @@ def refuse_overlap(record: Mapping[str, Any] | None, manifest: Manifest, partiti
         seen = _seen(cases, record, name, compare_patients=compare_patients)
         if seen:
             raise DataError(_refusal(seen, record, name, partition, len(cases)))
-    return _texts(_patients_text(cases, record, manifest), _pixels_text(cases, record))
+    said = _texts(_patients_text(cases, record, manifest), _pixels_text(cases, record))
+    if (before := record.get(STARTED_FROM)) is None:
+        return said
+    earlier = refuse_overlap(before, manifest, partition)
+    return {key: text if text != NONE else earlier[key].replace(UNSAID, STARTED_UNSAID) for key, text in said.items()}
 
 
 def sentence(evaluation: Mapping[str, Any]) -> str:
