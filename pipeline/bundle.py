@@ -6,6 +6,7 @@ import ast
 import contextlib
 import difflib
 import functools
+import itertools
 import logging
 import math
 import shlex
@@ -20,7 +21,7 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as monai_run
 from monai.bundle.config_item import ComponentLocator
 from monai.bundle.properties import InferProperties
-from monai.utils import BundlePropertyConfig
+from monai.utils import BundlePropertyConfig, optional_import
 
 from pipeline import terms
 from pipeline.config_check import breaks, references, text_numbers, unreferenced, walk
@@ -136,6 +137,25 @@ def settings(bundle: Path, workflow: str, overlays: Sequence[str] = ()) -> dict[
     """The top-level keys of a workflow's configs, overlays included, with their values as they are written."""
     files = [base_config(bundle, workflow), *(_overlay(bundle, name) for name in overlays)]
     return {key: value for key, value in _config(_parser(bundle, files)).items() if key != "_meta_"}
+
+
+def expanded(bundle: Path, workflow: str) -> dict[str, Any]:
+    """A workflow's config with its macros replaced by what they mean; nothing of it is evaluated.
+
+    Raises:
+        InputError: the bundle lacks the config, or it cannot be read.
+    """
+    parser = _parser(bundle, [base_config(bundle, workflow)])
+    with contextlib.chdir(bundle):
+        parser.resolve_macro_and_relative_ids()
+    return {key: value for key, value in _config(parser).items() if key != "_meta_"}
+
+
+def fully_named(config: Any) -> Any:
+    """A config with each `_target_` by its dotted name, the shortest: `Compose` is `monai.transforms.Compose`."""
+    if isinstance(config, Mapping):
+        return {key: _full_name(value) if key == "_target_" else fully_named(value) for key, value in config.items()}
+    return [fully_named(part) for part in config] if isinstance(config, list) else config
 
 
 def run(bundle: Path, workflow: str, overrides: Mapping[str, Any], overlays: Sequence[str] = ()) -> None:
@@ -354,6 +374,21 @@ def _monai_component(name: str) -> str | None:
     modules = _locator().get_component_module_name(name)
     module = modules[0] if isinstance(modules, list) else modules
     return f"{module}.{name}" if module else None
+
+
+@functools.cache
+def _full_name(target: str) -> str:
+    """The shortest name under which MONAI's component is imported: packages take up what their files define."""
+    name = None if "." in target else _monai_component(target)
+    if name is None:
+        return target
+    home, _, component = name.rpartition(".")
+    thing, _ = optional_import(home, name=component)
+    for package in itertools.accumulate(home.split("."), "{}.{}".format):
+        other, found = optional_import(package, name=component)
+        if found and other is thing:
+            return f"{package}.{component}"
+    return name
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import tempfile
@@ -103,7 +104,7 @@ def release(
         (home / METADATA).write_text(dumps(metadata) + "\n", encoding="utf-8")
         release_weights.write(training.weights, home)
         reference_case.write(home)
-        release_archive.seal(home, signer)
+        release_archive.seal(home, functools.partial(signing.sign, signer))
         release_archive.pack(home, target)
     return target
 
@@ -163,7 +164,9 @@ def _evaluation(given: Path | Mapping[str, Any] | None, training: Training) -> M
     if table["partition"] != TESTED:
         if given is None:
             return None
-        raise InputError(f"{place}: is of the {table['partition']} partition, which shaped the weights; give the test's")
+        raise InputError(
+            f"{place}: is of the {table['partition']} partition, which shaped the weights; give the test's"
+        )
     if table["checkpoint_sha256"] != file_digest(training.weights):
         raise InputError(f"{place}: is the evaluation of other weights than {training.weights}; evaluate these first")
     return table

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from pipeline import signing
 from pipeline.atomic import atomic
 from pipeline.digests import file_digest
 from pipeline.release_files import SIGNATURE, SUMS
@@ -22,12 +20,12 @@ UNIX = 3
 """The system that an archive says it was made on, wherever it was."""
 
 
-def seal(folder: Path, key: Ed25519PrivateKey) -> None:
-    """Write `SHA256SUMS`, as `sha256sum -c` reads it, and the signature over it."""
+def seal(folder: Path, sign: Callable[[bytes], bytes]) -> None:
+    """Write `SHA256SUMS`, as `sha256sum -c` reads it, and the signature over its bytes."""
     files = [file for file in files_of(folder) if file not in (SUMS, SIGNATURE)]
     sums = "".join(f"{file_digest(folder / file)}  {file}\n" for file in files).encode()
     (folder / SUMS).write_bytes(sums)
-    (folder / SIGNATURE).write_bytes(signing.sign(key, sums))
+    (folder / SIGNATURE).write_bytes(sign(sums))
 
 
 def pack(folder: Path, out: Path) -> None:

@@ -129,6 +129,26 @@ def trained(phantom_manifest, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def released(trained, tmp_path_factory):
+    """The release of that training, 0.3.0, in a folder with the keys `site.key` and `site.pub`."""
+    from pipeline import bundle
+    from pipeline.release import release
+
+    folder = tmp_path_factory.mktemp("released")
+    return release(bundle.find("neuron_em_segmentation"), trained, folder, key=folder / "site.key", version="0.3.0")
+
+
+@pytest.fixture(scope="session")
+def unpacked(released, tmp_path_factory):
+    """Its folder, unpacked; not to be written to."""
+    from zipfile import ZipFile
+
+    folder = tmp_path_factory.mktemp("unpacked")
+    ZipFile(released).extractall(folder)
+    return folder / "neuron_em_segmentation"
+
+
+@pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """An MLflow store without a run, to be copied: to make one takes seconds."""
     from pipeline.store import open_store, sqlite_store

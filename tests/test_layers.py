@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["verdicts", "release_files", "retrain_record"],
+    ["verdicts", "release_files", "release_figures", "retrain_record"],
     [
         "errors",
         "progress",
@@ -104,6 +104,8 @@ FLOORS = [
     ["run_story", "parent_story"],
     ["tracking"],
     ["bundle", "predict", "evaluate", "patient_dice", "parent"],
+    ["expand", "reference_case", "release_archive", "release_metadata", "release_weights"],
+    ["release"],
     ["paired", "trials", "run_store", "report_words"],
     ["run_record"],
     ["report_charts", "report_figures", "report_cases", "report_origin", "report_pairs"],
