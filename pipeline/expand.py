@@ -144,10 +144,9 @@ def _grown(branch: Any, like: Any) -> Any:
     if None in branch:
         return branch[None]
     if list(branch) == [str(number) for number in range(len(branch))] and not isinstance(like, Mapping):
-        own = like if isinstance(like, list) else []
-        return [_grown(part, own[n] if n < len(own) else None) for n, part in enumerate(branch.values())]
-    own = like if isinstance(like, Mapping) else {}
-    return {key: _grown(part, own.get(key)) for key, part in branch.items()}
+        parts = like if isinstance(like, list) else []
+        return [_grown(part, parts[n] if n < len(parts) else None) for n, part in enumerate(branch.values())]
+    return {key: _grown(part, like.get(key) if isinstance(like, Mapping) else None) for key, part in branch.items()}
 
 
 def _shared(own: Mapping[str, Any], base: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A synthetic case that goes with a release, what its network makes of it, and whether a device makes the same of it."""
+"""A synthetic case that goes with a release, its network's answer, and whether a device gives the same answer."""
 
 from __future__ import annotations
 
@@ -69,15 +69,14 @@ def write(folder: Path) -> None:
     picture = image(channels, dims)
     path = folder / IMAGES[dims]
     path.parent.mkdir(parents=True, exist_ok=True)
+    picture = picture if channels > 1 else picture[0]
     if dims == 2:
-        planar = {"planarconfig": "separate"} if channels > 1 else {}
-        tifffile.imwrite(
-            path, picture if channels > 1 else picture[0], photometric="minisblack", metadata=None, **planar
-        )
+        planar = "separate" if channels > 1 else None
+        tifffile.imwrite(path, picture, photometric="minisblack", planarconfig=planar, metadata=None)
     else:
-        write_volume(picture if channels > 1 else picture[0], AFFINE, path)
+        write_volume(picture, AFFINE, path)
     likely, labels = _answer(folder, path, "cpu")
-    np.savez_compressed(folder / REFERENCE_EXPECTED, **{PROBABILITIES: likely, LABELS: labels})
+    np.savez_compressed(folder / REFERENCE_EXPECTED, probabilities=likely, labels=labels)
     about = {
         "image": IMAGES[dims],
         "expected": REFERENCE_EXPECTED,

@@ -11,8 +11,8 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from pipeline.errors import InputError
-from pipeline.release_files import METADATA
 from pipeline.release_figures import Figures
+from pipeline.release_files import METADATA
 
 KEPT = (
     "schema", "version", "changelog", "monai_version", "pytorch_version", "numpy_version", "required_packages_version",
