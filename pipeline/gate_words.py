@@ -167,7 +167,7 @@ def signed(value: float | None, beside: float | None = None) -> str:
 
     Example:
         >>> signed(0.0124), signed(-0.02003, beside=-0.02), signed(-1e-9)
-        ('+0.012', '\N{MINUS SIGN}0.0200', '0.000')
+        ('+0.012', '\N{MINUS SIGN}0.02003', '0.000')
     """
     if value is None:
         return "not known"
