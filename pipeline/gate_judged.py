@@ -82,16 +82,30 @@ def figures(members: Mapping[str, float], pair: Pairs, rule: Rule, least: int) -
         "lower": low,
         "upper": high,
         "margin": margin,
-        "found": _found(len(values), low, high, margin, least),
+        "found": _found(values, rule, margin, least),
         "by_patient": dict(members),
     }
 
 
-def _found(patients: int, low: float | None, high: float | None, margin: float, least: int) -> Found:
-    if not patients:
+def shown(differences: np.ndarray, margin: float, alpha: float) -> np.ndarray:
+    """Whether differences show that a model is not worse by the margin: the rule itself, here and in its simulation.
+
+    Args:
+        differences: (..., patients) of Dice, new - deployed; two patients or more.
+        margin: of the class.
+        alpha: of the rule.
+
+    Returns:
+        (...) bool.
+    """
+    return lower_bound.lower(differences, alpha) > -margin
+
+
+def _found(values: np.ndarray, rule: Rule, margin: float, least: int) -> Found:
+    if not len(values):
         return "absent"
-    if patients < least or low is None or high is None:
+    if len(values) < max(least, lower_bound.LEAST):
         return "too few"
-    if low > -margin:
+    if shown(values, margin, rule.alpha):
         return "not worse"
-    return "worse" if high < -margin else "not shown"
+    return "worse" if lower_bound.upper(values, rule.alpha) < -margin else "not shown"

@@ -98,7 +98,7 @@ FLOORS = [
     ["gate_rule", "gate_pairs"],
     ["gate_judged"],
     ["gate_words"],
-    ["gate_before"],
+    ["gate_before", "gate_simulation"],
     ["gate"],
     ["run_notes", "patient_flow", "data_inputs"],
     ["run_story", "parent_story"],
