@@ -11,7 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline import cli_compare, cli_data, cli_fingerprint, cli_phantom, cli_report, cli_review, cli_tracking
+from pipeline import (
+    cli_compare,
+    cli_data,
+    cli_fingerprint,
+    cli_phantom,
+    cli_report,
+    cli_review,
+    cli_tracking,
+    cli_verify,
+)
 from pipeline.cli_data import Folder
 from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
 from pipeline.terminal import console
@@ -128,30 +137,32 @@ def check(bundle: Annotated[str, typer.Argument(help="Name under bundles/, or a 
 @app.command(context_settings=MORE)
 def evaluate(
     context: typer.Context,
-    bundle: Annotated[str, typer.Option(help="Name under bundles/, or a path.")],
+    bundle: Annotated[str, typer.Option(help="Name under bundles/, a path, or a release's zip.")],
     manifest: Annotated[Path, typer.Option(help="Manifest of the cases.")],
     output: Annotated[Path, typer.Option(help="Folder for evaluation.json and pictures, one per partition.")],
-    checkpoint: Annotated[Path, typer.Option(help="Weights.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights; default: models/model.pt of the bundle.")] = None,
     partition: Annotated[str, typer.Option(help="test or validation.")] = "test",
     threshold: Annotated[
         str | None, typer.Option(help="Where a membrane separates cells: validation's evaluation.json, or a number.")
     ] = None,
     dataset_dir: Folder = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow store; default: mlflow.db in --output.")] = None,
+    key: cli_verify.OpenKey = None,
+    trust: cli_verify.OpenTrust = "",
 ) -> None:
     """Score a checkpoint on a partition: a table per patient, beside Otsu's threshold; further words are overrides."""
-    from pipeline import bundle as bundles
-
     overrides = {
         "manifest": str(manifest),
         "output_dir": str(output),
         "partition": partition,
-        "checkpoint": str(checkpoint),
         "dataset_dir": str(dataset_dir) if dataset_dir else None,
         "tracking_uri": tracking_uri,
         "threshold": _number_or_path(threshold),
     }
-    _run(bundles.find(bundle), "evaluating", _given(overrides, context), ())
+    given = _given(overrides, context)
+    with cli_verify.opened(bundle, key, trust, given.get("device"), output) as (folder, release):
+        weights = {"checkpoint": str(checkpoint or folder / "models" / "model.pt")}
+        _run(folder, "evaluating", weights | given, (), shown=release is None)
     table = json.loads((output / "evaluation.json").read_text())
     _print_scores(table)
     _print(f"Every case: {output / 'evaluation.json'}")
@@ -171,29 +182,25 @@ def evaluate(
 @app.command(context_settings=MORE)
 def predict(
     context: typer.Context,
-    bundle: Annotated[str, typer.Option(help="Name under bundles/, or a path.")],
+    bundle: Annotated[str, typer.Option(help="Name under bundles/, a path, or a release's zip.")],
     source: Annotated[Path, typer.Option("--input", help="Image, volume, DICOM folder, or a folder of such.")],
     output: Annotated[Path, typer.Option(help="Folder for the label maps.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Weights; default: models/model.pt of the bundle.")] = None,
     match: Annotated[str | None, typer.Option(help="Glob that files must match, say '*/image.tif'.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
+    key: cli_verify.OpenKey = None,
+    trust: cli_verify.OpenTrust = "",
 ) -> None:
     """Write a label map for every input, in its format and geometry; further words are overrides.
 
     For DICOM, --output_format labelmap or nifti asks for another answer, and --channels says which series of a study is
     which channel: "{'T1': {'SeriesDescription': 't1.*'}}". Exit code 1 if an input was passed over.
     """
-    from pipeline import bundle as bundles
-
-    folder = bundles.find(bundle)
-    overrides = {
-        "source": str(source),
-        "output_dir": str(output),
-        "checkpoint": str(checkpoint or folder / "models" / "model.pt"),
-        "match": match,
-        "probabilities": probabilities,
-    }
-    _run(folder, "predicting", _given(overrides, context), ())
+    overrides = {"source": str(source), "output_dir": str(output), "match": match, "probabilities": probabilities}
+    given = _given(overrides, context)
+    with cli_verify.opened(bundle, key, trust, given.get("device"), output) as (folder, release):
+        weights = {"checkpoint": str(checkpoint or folder / "models" / "model.pt")}
+        _run(folder, "predicting", weights | given, (), shown=release is None)
     _print(f"Label maps: {output}")
 
 
@@ -204,13 +211,17 @@ app.command()(cli_tracking.promote)
 app.command(context_settings=MORE)(cli_compare.compare)
 app.command(context_settings=MORE)(cli_compare.crossvalidate)
 app.command()(cli_report.report)
+app.command()(cli_verify.verify)
 
 
-def _run(folder: Path, workflow: str, overrides: dict[str, Any], overlays: Sequence[str]) -> None:
-    """Print the command that does the same, and do it."""
+def _run(
+    folder: Path, workflow: str, overrides: dict[str, Any], overlays: Sequence[str], *, shown: bool = True
+) -> None:
+    """Print the command that does the same, unless the folder is there for this alone, and do it."""
     from pipeline import bundle as bundles
 
-    _print(f"$ {bundles.command(folder, workflow, overrides, overlays)}")
+    if shown:
+        _print(f"$ {bundles.command(folder, workflow, overrides, overlays)}")
     bundles.run(folder, workflow, overrides, overlays)
 
 
