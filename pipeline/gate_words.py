@@ -75,12 +75,14 @@ def _refused(deciding: Sequence[Judged], blocking: Sequence[Judged], rule: Rule)
         f"it is worse, since it may as well be {signed(one.upper)}: more sealed patients could tell."
         for one in unclear[:MOST]
     ]
-    said += [
+    if worse or unclear:
+        groups = [f"{one.column} {one.group}" for one in blocking]
+        return said + ([f"It is worse in these subgroups, too: {', '.join(dict.fromkeys(groups))}."] if groups else [])
+    return said + [
         f"In the subgroup {one.column} {one.group}: {_means(one)}; {_at_best(one, rule)}, below the margin of "
         f"{signed(-one.margin)}."
         for one in blocking[:MOST]
     ]
-    return said
 
 
 def _undecided(deciding: Sequence[Judged], _: Sequence[Judged], rule: Rule) -> list[str]:

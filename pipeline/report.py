@@ -68,7 +68,7 @@ def html(
         "report.html"
     )
     try:
-        return page.render(_style() | _context(record, bundle, previous) | {"made": moment(now or datetime.now(UTC))})
+        return page.render(style() | _context(record, bundle, previous) | {"made": moment(now or datetime.now(UTC))})
     except (KeyError, IndexError, TypeError, AttributeError, jinja2.UndefinedError) as error:
         raise InputError(
             f"run {record.run.id}: its evaluation.json or its bundle's metadata lacks what a report needs ({error}); "
@@ -90,7 +90,7 @@ def write(page: str, path: Path) -> None:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _style() -> dict[str, Any]:
+def style() -> dict[str, Any]:
     """Style and script as they stand in the page, and the digests by which the page allows them and nothing else."""
     found: dict[str, Any] = {}
     for kind in ("css", "js"):

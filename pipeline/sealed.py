@@ -127,7 +127,7 @@ def said(found: Sequence[Opening]) -> str:
     resumed = len(found) - times
     again = f" ({resumed} more to finish what was cut off)" if resumed else ""
     if times < 2:
-        return f"These patients have been opened {'once' if times else 'not at all'}{again}."
+        return f"These patients have been opened once{again}." if times else "These patients have not been opened."
     return (
         f"These patients have been opened {times} times{again}, each time for other models or another rule. The rule's "
         f"error holds for one opening: a model that is exactly the margin worse has been given {times} chances, and "

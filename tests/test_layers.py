@@ -122,8 +122,10 @@ FLOORS = [
     ["paired", "trials", "run_store", "report_words"],
     ["run_record"],
     ["report_charts", "report_figures", "report_cases", "report_origin", "report_pairs"],
-    ["report_sections", "report_trust"],
+    ["gate_picture"],
+    ["report_sections", "report_trust", "report_gate_sections"],
     ["report"],
+    ["report_gate"],
     ["children"],
     ["compare", "cli_dicom"],
     [

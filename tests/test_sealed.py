@@ -32,7 +32,7 @@ def test_the_same_comparison_finished_is_one_opening_another_model_is_two(tmp_pa
     opened(tmp_path, new="n2")
     found = sealed.openings(tmp_path)
     assert sealed.comparisons(found) == 2 and "opened 2 times" in sealed.said(found)
-    assert sealed.said([]) == "These patients have been opened not at all."
+    assert sealed.said([]) == "These patients have not been opened."
 
 
 def test_another_rule_is_another_question(tmp_path):
