@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import InputError
@@ -109,41 +109,54 @@ def full_name(name: str, scope: Mapping[str, str]) -> str:
 def expression_problems(tree: ast.Expression, scope: Mapping[str, str], listed: Allowed) -> Iterator[str]:
     """What an expression uses that is not on the list."""
     nodes = list(ast.walk(tree))
-    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
-    joined = {id(node.right) for node in nodes if isinstance(node, ast.BinOp) and joins(node)}
-    looked_at = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and dotted(node)}
     for node in nodes:
-        if isinstance(node, ast.Subscript) and _reference(node):
-            looked_at |= {id(node.value), id(node.slice)}
-    for node in nodes:
-        name = dotted(node)
         if not isinstance(node, SYNTAX):
             yield f"holds a {type(node).__name__}, which no config needs"
-        elif id(node) in looked_at:
-            continue  # as part of a dotted name or a reference
-        elif name is not None:
-            if id(node) not in called or full_name(name, scope) not in listed.calls:
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    within = _within(nodes)
+    for node in nodes:
+        name = dotted(node)
+        if isinstance(node, ast.Name | ast.Attribute) and name is not None:
+            if id(node) not in within and (id(node) not in called or full_name(name, scope) not in listed.calls):
                 yield f"uses {name!r}, which is not on the list"
         elif isinstance(node, ast.Attribute) and node.attr not in listed.attributes:
             yield f"uses the attribute {node.attr!r}, which is not on the list"
-        elif isinstance(node, ast.Subscript) and _reference(node) is None:
-            yield "uses [] for something else than a list"
-        elif isinstance(node, ast.Call) and not isinstance(node.func, ast.Name | ast.Attribute):
-            yield "calls what is no name"
-        elif isinstance(node, ast.BinOp) and not joins(node):
-            yield f"uses + for something else than a path below {' or '.join(ROOTS)}"
-        elif isinstance(node, ast.Constant):
-            yield from _constant_problems(node.value, joined=id(node) in joined)
+        else:
+            yield from _form_problems(node)
+    yield from _constant_problems(nodes)
 
 
-def _constant_problems(value: object, *, joined: bool) -> Iterator[str]:
-    """Of a number or text in an expression; `joined` if it is the second part of a path."""
-    if not isinstance(value, str | int | float | None):
-        yield f"holds a {type(value).__name__}"
-    if isinstance(value, str) and ELSEWHERE.search(value[1:] if joined else value):
-        yield "leads out of the bundle's folder"
-    if isinstance(value, str) and is_code(value):
-        yield "makes code of a text"
+def _within(nodes: Sequence[ast.AST]) -> set[int]:
+    """Which nodes are the beginning of a longer dotted name, or part of a reference: those are looked at as a whole."""
+    names = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and dotted(node)}
+    references = [node for node in nodes if isinstance(node, ast.Subscript) and _reference(node)]
+    return names | {id(part) for node in references for part in (node.value, node.slice)}
+
+
+def _form_problems(node: ast.AST) -> Iterator[str]:
+    """Forms that are allowed for one purpose alone."""
+    if isinstance(node, ast.Subscript) and _reference(node) is None:
+        yield "uses [] for something else than a list"
+    elif isinstance(node, ast.Call) and not isinstance(node.func, ast.Name | ast.Attribute):
+        yield "calls what is no name"
+    elif isinstance(node, ast.BinOp) and not joins(node):
+        yield f"uses + for something else than a path below {' or '.join(ROOTS)}"
+
+
+def _constant_problems(nodes: Sequence[ast.AST]) -> Iterator[str]:
+    """Of the numbers and texts in an expression, those in references left out."""
+    joined = {id(node.right) for node in nodes if isinstance(node, ast.BinOp) and joins(node)}
+    within = _within(nodes)
+    for node in nodes:
+        if not isinstance(node, ast.Constant) or id(node) in within:
+            continue
+        value = node.value
+        if not isinstance(value, str | int | float | None):
+            yield f"holds a {type(value).__name__}"
+        if isinstance(value, str) and ELSEWHERE.search(value[1:] if id(node) in joined else value):
+            yield "leads out of the bundle's folder"
+        if isinstance(value, str) and is_code(value):
+            yield "makes code of a text"
 
 
 def _reference(node: ast.AST) -> str | None:

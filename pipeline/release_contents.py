@@ -58,8 +58,7 @@ def reference(folder: Path, device: str) -> str:
         ):  # a network draws its first weights; a training after this must not notice
             found = reference_case.reproduce(folder, device)
     except Exception as error:  # whatever the release's own configs run into
-        told = user_error(error)
-        raise InputError(f"the reference case cannot be run: {told or f'{type(error).__name__}: {error}'}") from None
+        raise InputError(f"the reference case cannot be run: {_why(error)}") from None
     distance = f"largest difference of a probability {found.largest_difference:.2g}, {found.tolerance:g} is allowed"
     if not found.passed:
         raise InputError(
@@ -101,8 +100,7 @@ def _refuse_misfit(folder: Path, found: dict[str, torch.Tensor]) -> None:
             [network] = components(folder, "predicting", {}, ["network_def"])
         wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     except Exception as error:
-        told = user_error(error)
-        raise InputError(f"the network cannot be built: {told or f'{type(error).__name__}: {error}'}") from None
+        raise InputError(f"the network cannot be built: {_why(error)}") from None
     for name in sorted(wanted.keys() | found.keys()):
         shape = tuple(found[name].shape) if name in found else "missing"
         if wanted.get(name) != shape:
@@ -110,6 +108,14 @@ def _refuse_misfit(folder: Path, found: dict[str, torch.Tensor]) -> None:
                 f"{WEIGHTS} does not fit the network of the configs: {name} is {shape}, "
                 f"{wanted.get(name, 'nothing')} is needed"
             )
+
+
+def _why(error: BaseException) -> str:
+    """What went wrong at the bottom of it: MONAI wraps what a component raises."""
+    told = user_error(error)
+    while told is None and error.__cause__ is not None:
+        error = error.__cause__
+    return str(told or f"{type(error).__name__}: {error}")
 
 
 def _refuse_odd_reference(folder: Path) -> None:
