@@ -32,12 +32,12 @@ AFFINE = np.diag([-1.0, 1.0, 1.0, 1.0])
 SEED, BRIGHTEST = 20150518, 255
 """Of the image; its values are whole numbers from 0."""
 
-TOLERANCES = {"cpu": 1e-3, "cuda": 1e-2}
+TOLERANCES = {"cpu": 1e-3, "cuda": 3e-2}
 """Largest difference of a probability, by kind of device."""
 
 WHY = {
-    "cpu": "float32 sums in another order on another processor: seen up to 1e-5",
-    "cuda": "convolutions of a GPU round to TensorFloat-32, 10 bits of mantissa: seen up to 3e-3",
+    "cpu": "float32, summed in another order by another processor or library: up to 6e-6 seen over our networks",
+    "cuda": "a GPU's convolutions round to TensorFloat-32, 10 bits of mantissa: up to 1e-2 when emulated on a CPU",
 }
 """Where the tolerances come from."""
 
