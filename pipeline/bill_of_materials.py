@@ -105,10 +105,9 @@ def _component(package: Distribution) -> Component:
 
 def _licence(package: Distribution) -> str:
     """An SPDX expression where the package has one, else the name in its classifiers, else its own words."""
-    about = package.metadata
-    classified = [
-        line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or () if line.startswith(CLASSIFIER)
-    ]
+    about: Any = package.metadata
+    names = [line.rpartition(" :: ")[2] for line in about.get_all("Classifier") or () if line.startswith(CLASSIFIER)]
+    classified = [name for name in names if name != "OSI Approved"]
     own = str(about.get("License") or "").strip()
     short = own if len(own) <= LONGEST_NAME and "\n" not in own else ""
     return str(about.get("License-Expression") or " and ".join(classified) or short or UNKNOWN)

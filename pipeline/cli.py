@@ -16,6 +16,7 @@ from pipeline import (
     cli_data,
     cli_fingerprint,
     cli_phantom,
+    cli_release,
     cli_report,
     cli_review,
     cli_tracking,
@@ -211,6 +212,7 @@ app.command()(cli_tracking.promote)
 app.command(context_settings=MORE)(cli_compare.compare)
 app.command(context_settings=MORE)(cli_compare.crossvalidate)
 app.command()(cli_report.report)
+app.command()(cli_release.release)
 app.command()(cli_verify.verify)
 
 

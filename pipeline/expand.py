@@ -26,7 +26,7 @@ PLACES = {
 """Where a workflow of a release reads and writes, below its folder. A training writes beside `models`, not into it: the
 weights that are signed stay as they are."""
 
-NOT_THE_RUNS = frozenset({*PATHS, *MAY_CHANGE, "start_from"})
+NOT_THE_RUNS = frozenset({*PATHS, *MAY_CHANGE})
 """Keys whose value in a run says where it ran and where its files lay."""
 
 WIDEST = 110
@@ -157,7 +157,6 @@ def _shared(own: Mapping[str, Any], base: Mapping[str, Any], trained: Mapping[st
 def _places(config: Mapping[str, Any], workflow: str) -> dict[str, Any]:
     """The paths of a release: nothing outside of its folder, except what the user gives."""
     places: dict[str, Any] = {key: None for key in NOT_THE_RUNS if key in PATHS and key in config}
-    places |= {key: None for key in ("start_from",) if key in config}
     places |= {"source": ""} if "source" in config else {}
     places |= {key: f"$@bundle_root + '/{place}'" for key, place in PLACES[workflow].items() if key in config}
     return {key: places[key] for key in config if key in places} | {"bundle_root": "."}

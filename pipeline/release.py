@@ -7,48 +7,35 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pipeline import reference_case, release_archive, release_metadata, release_weights, signing
-from pipeline.checkpoint import TRAINING, training_of
+from pipeline import (
+    bill_of_materials,
+    reference_case,
+    release_archive,
+    release_metadata,
+    release_weights,
+    signing,
+    wheel_file,
+)
 from pipeline.digests import file_digest
 from pipeline.errors import InputError
 from pipeline.expand import dumps, release_configs
+from pipeline.release_card import Card, markdown
 from pipeline.release_figures import figures
-from pipeline.release_files import CARD, CONFIGS, LICENCE, LOGGING, METADATA, WORKFLOWS
+from pipeline.release_files import BILL, CARD, CONFIGS, LICENCE, LOGGING, METADATA, RECIPE, SUMS, WHEELS, WORKFLOWS
+from pipeline.release_files import WEIGHTS as SAFE_WEIGHTS
+from pipeline.release_recipe import write as write_recipe
+from pipeline.release_training import Training, read_training
 
 SUFFIX = ".zip"
 
-WEIGHTS, STATE, EVALUATION = "model.pt", "last.pt", "evaluation.json"
-"""Files of a training's output folder."""
+EVALUATION = "evaluation.json"
+"""The file of a training's output folder where it was tested."""
 
 TESTED = "test"
 """The partition whose patients have shaped nothing."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a release needs of a training.
-
-    Attributes:
-        weights: its model.pt.
-        config: as it was run, `a.b.0` -> text, without paths.
-        record: what the weights were trained on, in digests: to be counted, never to be written.
-        run_id: of MLflow.
-        epochs: that it took.
-        best_epoch: whose weights these are.
-    """
-
-    weights: Path
-    config: Mapping[str, str]
-    record: Mapping[str, Any]
-    run_id: str
-    epochs: int
-    best_epoch: int
 
 
 def release(
@@ -92,6 +79,7 @@ def release(
     number = release_metadata.next_version(known["version"], version)
     target = _target(out, bundle.name, number)
     table = _evaluation(evaluation, training)
+    indexed = recipe or (bundle / RECIPE if (bundle / RECIPE).is_file() else None)
     signer = signing.private_key(key)
     with tempfile.TemporaryDirectory(prefix="overtile-release-") as temporary:
         home = Path(temporary) / bundle.name
@@ -99,41 +87,22 @@ def release(
         deployed = json.loads((home / CONFIGS / WORKFLOWS["predicting"]).read_text())
         tested = figures(table) if table else None
         metadata = release_metadata.metadata(
-            known, version=number, changelog=changelog or _changes(training), config=deployed, tested=tested
+            known, version=number, changelog=changelog or training.in_words(), config=deployed, tested=tested
         )
         (home / METADATA).write_text(dumps(metadata) + "\n", encoding="utf-8")
         release_weights.write(training.weights, home)
         reference_case.write(home)
+        _write_parts(home, bundle.name, number)
+        if indexed:
+            write_recipe(indexed, home / RECIPE)
+        card = Card(
+            metadata, bundle.name, tested, training.counts(), training.unit, training.epochs, training.best_epoch,
+            _began(training, bundle, known["version"]), gate, signing.fingerprint(signer.public_key()), bool(indexed),
+        )  # fmt: skip
+        (home / CARD).write_text(markdown(card), encoding="utf-8")
         release_archive.seal(home, functools.partial(signing.sign, signer))
         release_archive.pack(home, target)
     return target
-
-
-def read_training(run: Path) -> Training:
-    """A finished training, from its output folder.
-
-    Raises:
-        InputError: there is none, it is not finished, or weights and state are of two trainings.
-    """
-    for name in (WEIGHTS, STATE):
-        if not (run / name).is_file():
-            raise InputError(f"{run}: no {name} in it; give the output folder of a training")
-    try:
-        state = torch.load(run / STATE, map_location="cpu", weights_only=True)
-        finished, config = state["finished"], dict(state["config"])
-        record, found = state[TRAINING], training_of(run / WEIGHTS)
-        training = Training(
-            run / WEIGHTS, config, record, state["run_id"], int(state["epoch"]), int(state["best_metric_epoch"])
-        )
-    except InputError:
-        raise
-    except Exception:
-        raise InputError(f"{run / STATE}: not the state of a training of this version; train again") from None
-    if not finished:
-        raise InputError(f"{run}: this training stopped after epoch {training.epochs}; add --resume True to finish it")
-    if found != record:
-        raise InputError(f"{run}: {WEIGHTS} and {STATE} are of different trainings; give the folder as it was written")
-    return training
 
 
 def _target(out: Path, name: str, version: str) -> Path:
@@ -180,11 +149,6 @@ def _table(path: Path) -> Mapping[str, Any]:
         raise InputError(f"{path}: no evaluation; overtile evaluate writes one") from None
 
 
-def _changes(training: Training) -> str:
-    """What is new, as far as the run itself knows."""
-    return f"weights of a new training of {training.epochs} epochs, those after epoch {training.best_epoch}"
-
-
 def _write_configs(home: Path, bundle: Path, run: Mapping[str, str]) -> None:
     """The three workflows, and what every bundle has beside them."""
     for file in (CONFIGS, Path(CARD).parent, "models"):
@@ -195,3 +159,20 @@ def _write_configs(home: Path, bundle: Path, run: Mapping[str, str]) -> None:
         if not (bundle / name).is_file():
             raise InputError(f"{bundle}: no {name} in it; a release needs one")
         shutil.copyfile(bundle / name, home / name)
+
+
+def _write_parts(home: Path, name: str, version: str) -> None:
+    """Our code as a wheel, and the bill of all that the release is made of and needs."""
+    wheel = wheel_file.write(home / WHEELS)
+    bill_of_materials.write(home / BILL, name=name, version=version, wheel=wheel, weights=home / SAFE_WEIGHTS)
+
+
+def _began(training: Training, bundle: Path, version: str) -> str:
+    """What the training started from; a file of the site is not told, not even by its digest."""
+    if not training.started_from:
+        return ""
+    sums = bundle / SUMS
+    released = sums.read_text().split() if sums.is_file() else ()
+    return "It began from the weights of " + (
+        f"version {version}." if training.started_from in released else "another training."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline.atomic import atomic
@@ -34,7 +34,7 @@ def pack(folder: Path, out: Path) -> None:
         write_zip({f"{folder.name}/{file}": folder / file for file in files_of(folder)}, temporary)
 
 
-def write_zip(files: dict[str, Path | bytes], path: Path) -> None:
+def write_zip(files: Mapping[str, Path | bytes], path: Path) -> None:
     """A zip of files in the given order, each with the same date and rights: the same files make the same bytes.
 
     Args:

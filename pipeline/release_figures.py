@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LEAST = 5
-"""Patients below whom nothing is told of them, not even a mean: with few, a mean gives single values away."""
+from pipeline import provenance
+from pipeline.groups import LEAST
+from pipeline.verdicts import NETWORK
 
-NETWORK = "network"
-"""The method of an evaluation's table that is ours."""
+SAID = "overlap_with_training_patients"
+"""The key of an evaluation that says whether the training has seen its patients."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,15 @@ class Figures:
 
     Attributes:
         unit: what is counted: patient, cluster or image.
-        patients: how many; None below `LEAST`.
-        dice: class -> mean and, where there is one, its 95 % interval; None below `LEAST`.
+        patients: how many; None below `LEAST`, where with few a mean would give single values away.
+        dice: class -> mean and, where there is one, its 95 % interval; empty below `LEAST`.
+        overlap: what is known of patients and pixels that the training has seen too; empty: nothing is said.
     """
 
     unit: str
     patients: int | None
     dice: Mapping[str, tuple[float, tuple[float, float] | None]]
+    overlap: str = ""
 
 
 def figures(evaluation: Mapping[str, Any]) -> Figures:
@@ -43,7 +46,7 @@ def figures(evaluation: Mapping[str, Any]) -> Figures:
         for name in evaluation["classes"][1:]
         if scored[name] >= LEAST and summary["dice"].get(name) is not None
     }
-    return Figures(unit, len(rows), dice)
+    return Figures(unit, len(rows), dice, provenance.sentence(evaluation) if SAID in evaluation else "")
 
 
 def count(number: int, unit: str = "patient") -> str:

@@ -27,6 +27,9 @@ VERSIONS = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version
 
 OURS = "overtile"
 
+ELSEWHERE = "the weights of this release may be of other data, see docs/README.md"
+"""What a bundle's `data_source` does not say."""
+
 
 def read(bundle: Path) -> dict[str, Any]:
     """A bundle's metadata.
@@ -89,6 +92,7 @@ def metadata(
     found["eval_metrics"] = _metrics(tested)
     if "network_data_format" in found:
         found["network_data_format"] = _format(found["network_data_format"], config)
+    found["data_source"] = _source(str(bundle.get("data_source", "")))
     classes = ", ".join(f"{number} {name}" for number, name in enumerate(config["class_names"]))
     found |= {key: classes for key in ("label_classes", "pred_classes") if _names(bundle) != config["class_names"]}
     return found
@@ -112,6 +116,11 @@ def _metrics(tested: Figures | None) -> dict[str, Any]:
         return {}
     means = {f"mean_dice_{name}": round(mean, 4) for name, (mean, _) in tested.dice.items()}
     return means | {f"{tested.unit}s": tested.patients} if means else {}
+
+
+def _source(declared: str) -> str:
+    """The bundle's own data, which the weights need not be of."""
+    return declared if ELSEWHERE in declared else "; ".join(filter(None, (declared, ELSEWHERE)))
 
 
 def _names(bundle: Mapping[str, Any]) -> list[str] | None:

@@ -59,7 +59,9 @@ def _installed() -> Distribution:
     try:
         return distribution(DISTRIBUTION)
     except PackageNotFoundError:
-        raise InputError(f"{DISTRIBUTION} is not installed, so a release cannot take it along; pip install it") from None
+        raise InputError(
+            f"{DISTRIBUTION} is not installed, so a release cannot take it along; pip install it"
+        ) from None
 
 
 def _metadata(installed: Distribution) -> dict[str, str]:

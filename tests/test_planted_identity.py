@@ -11,13 +11,15 @@ import shutil
 import sqlite3
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import nibabel as nib
 import numpy as np
 import pytest
+import yaml
 from pydicom import dcmread
 
-from pipeline import compare
+from pipeline import compare, reference_case
 from pipeline.audit import checked_cases
 from pipeline.bundle import find
 from pipeline.errors import DataError
@@ -99,7 +101,18 @@ def commands(bundle, site, out):
          "--output", site / "answers", *SMALL[bundle]],
         ["runs", out],
         ["report", out / "test", "--out", out / "report.html"],
+        ["release", out / "run", "--out", out, "--key", site / "site.key",
+         "--evaluation", out / "test" / "evaluation.json", "--recipe", recipe(site)],
     ]  # fmt: skip
+
+
+def recipe(site):
+    """As a site would write it, naming its only patient and where the files came from."""
+    written = site / "recipe.yaml"
+    downloads = [{"url": f"https://{planted.SITE}/Zwiebelacker.zip"}]
+    fields = {"name": "heads", "dicom": {}, "label": "{patient}/{study}/SEG {series}.dcm"}
+    written.write_text(yaml.safe_dump(fields | {"patient": "Zwiebelacker, Quirina", "downloads": downloads}))
+    return written
 
 
 def evaluation(bundle, manifest, output, store, checkpoint):
@@ -113,6 +126,20 @@ def test_no_byte_of_the_results_tells_who_it_was(line):
     assert (out / "test/evaluation.json").is_file()
     assert "data:image/png;base64," in (out / "report.html").read_text()
     assert found([out], planted.texts()) == []
+
+
+def test_a_release_is_of_the_volumes_and_names_nobody(line, tmp_path):
+    (release,) = line[1].glob("*.zip")
+    assert found([release], planted.texts()) == []
+    with ZipFile(release) as archive:
+        archive.extractall(tmp_path)
+    folder = tmp_path / VOLUMES
+    assert (folder / "reference/image.nii.gz").is_file()
+    assert reference_case.reproduce(folder).passed
+    assert "no figures of so few leave the site" in (folder / "docs/README.md").read_text()
+    assert yaml.safe_load((folder / "recipe.yaml").read_text()) == {
+        "name": "heads", "dicom": {}, "label": "{patient}/{study}/SEG {series}.dcm",
+    }  # fmt: skip
 
 
 def test_no_picture_shows_the_burnt_in_letters(line):

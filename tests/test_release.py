@@ -131,3 +131,43 @@ def test_the_file_is_called_after_bundle_and_version(trained, released, tmp_path
         release(EM, trained, tmp_path / "model.zip", key=tmp_path / "site.key")
     with pytest.raises(InputError, match=r"0.3.0.zip: is there already; a release is never replaced"):
         release(EM, trained, released, key=tmp_path / "site.key", version="0.3.0")
+
+
+def test_the_command_makes_a_key_where_there_is_none_and_says_so(trained, tmp_path, overtile):
+    run = shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("artifacts", "mlflow*"))
+    code, said = overtile("release", run, "--out", tmp_path, "--changelog", "first release of the site")
+    assert code == 0, said
+    assert (tmp_path / "overtile_release.key").stat().st_mode & 0o777 == 0o600
+    assert "A new key:" in said
+    assert f"Release: {tmp_path / 'neuron_em_segmentation-0.2.1.zip'}" in said
+    public = signing.public_key(tmp_path / "overtile_release.pub")
+    assert f"fingerprint {signing.fingerprint(public)}" in said
+    code, said = overtile("release", run, "--out", tmp_path, "--version", "0.2.2")
+    assert (code, "A new key" in said) == (0, False)
+
+
+def test_the_command_refuses_in_a_sentence(trained, tmp_path, overtile):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(trained / "model.pt", run)
+    state = torch.load(trained / "last.pt", weights_only=True)
+    torch.save(state | {"config": state["config"] | {"experiment": "hearts"}}, run / "last.pt")
+    code, said = overtile("release", run, "--out", tmp_path)
+    assert (code, said) == (
+        2,
+        "error: the run does not say which bundle was trained ('hearts' is none); give --bundle\n",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_recipe_goes_along_without_what_belongs_to_one_dataset(trained, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    fields = {"name": "cells", "image": "{patient}/image.tif", "patient": "Quirina", "downloads": [{"url": "x"}]}
+    recipe.write_text(json.dumps(fields))
+    with ZipFile(make(trained, tmp_path, recipe=recipe)) as archive:
+        held = archive.read(f"{EM.name}/recipe.yaml").decode()
+    assert held.splitlines()[1:] == ["name: cells", "image: '{patient}/image.tif'"]
+    recipe.write_text("image: 5")
+    with pytest.raises(InputError, match=r"recipe.yaml"):
+        make(trained, tmp_path, recipe=recipe, version="0.5.0")
+    assert not (tmp_path / "neuron_em_segmentation-0.5.0.zip").exists()
