@@ -23,6 +23,7 @@ ZLIB_STARTS = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
 DATA_URI = re.compile(rb"base64,([A-Za-z0-9+/=\s]{8,})")
 ESCAPED = re.compile(rb"\\u([0-9a-fA-F]{4})")
 ZIP, PNG, SQLITE = b"PK\x03\x04", b"\x89PNG\r\n\x1a\n", b"SQLite format 3\x00"
+GZIP, BZ2, XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ"
 PIECE = 512
 DEEPEST = 6
 """How many containers may stand in one another."""
@@ -100,9 +101,9 @@ def _parts(data):
     if data.startswith(ZIP):
         yield from _zipped(data)
     for kind, start, opened in (
-        ("gzip", b"\x1f\x8b", gzip.decompress),
-        ("bz2", b"BZh", bz2.decompress),
-        ("xz", b"\xfd7zXZ", lzma.decompress),
+        ("gzip", GZIP, gzip.decompress),
+        ("bz2", BZ2, bz2.decompress),
+        ("xz", XZ, lzma.decompress),
     ):
         if data.startswith(start):
             yield kind, opened(data)
@@ -112,7 +113,7 @@ def _parts(data):
     yield "zlib", b"".join(_streams(data))
     for match in DATA_URI.finditer(data):
         yield f"data URI at {match.start()}", base64.b64decode(match[1] + b"===")
-    if not data.startswith((ZIP, SQLITE)):  # changed bytes are no archive any more; what is in it comes by itself
+    if not data.startswith((ZIP, SQLITE, GZIP, BZ2, XZ)):  # changed bytes are no archive any more; what is in it comes by itself
         yield from _unescaped(data)
 
 
