@@ -32,6 +32,11 @@ def test_few_who_are_much_worse_make_it_err_more_and_many_patients_less():
     assert found[5]["false_acceptance"] > 0.1 > found[30]["false_acceptance"] > found[100]["false_acceptance"]
 
 
+def test_power_at_what_validation_saw_is_false_acceptance_where_that_is_the_margin():
+    found = rows(NORMAL - 0.02, patients=(20,))[20]
+    assert found["power_observed"] == pytest.approx(found["false_acceptance"], abs=0.001) and found["power"] > 0.6
+
+
 def test_it_applies_the_rule_and_not_one_of_its_own(monkeypatch):
     honest = rows(NORMAL, patients=(20,))[20]
     monkeypatch.setattr(gate_judged.lower_bound, "lower", lambda values, alpha: values.mean(axis=-1))
