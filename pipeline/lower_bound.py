@@ -8,6 +8,9 @@ transformation of t (J. R. Stat. Soc. B 54, 1992, p. 221) more of it; where both
 Student's does not. So the lower of the two is taken. It needs no random numbers: the same patients give the same
 verdict everywhere.
 
+The price is power where a few patients fare much worse: one in 30 who loses a lot may refuse a model that is better in
+the mean, since that patient may stand for one in ten.
+
 No bound keeps its promise whatever the differences are (Bahadur and Savage, Ann. Math. Stat. 27, 1956, p. 1115): a
 failure that none of the patients shows is not to be seen in them.
 """

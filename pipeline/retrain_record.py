@@ -162,7 +162,7 @@ class RetrainRecord(BaseModel):
         rule_fixed_at: when it was fixed, UTC: before anything else.
         needed: how many sealed patients a decision takes, `gate.Needed.as_json()`.
         screen: of the new model on validation, `gate.Screen.as_json()`.
-        simulation: of the rule's errors, `gate_simulation.Simulation.as_json()`.
+        simulation: of the rule's errors, what `gate_simulation.simulated` gives.
         decision: `gate.Decision.as_json()`.
         steps: by name, see `STEPS`; others may stand there too.
     """

@@ -157,6 +157,7 @@ def bounds(x: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
         "Johnson": johnson(x),
         "Hall": hall(x),
         OURS: lower(x, ALPHA),
+        "Student and Johnson, lower": np.minimum(student(x), johnson(x)),
         "Student and bootstrap-t, lower": np.minimum(student(x), studentised),
     }
 
