@@ -413,6 +413,7 @@ def test_the_corpus_is_large_enough():
     assert len(OF_THE_ZIP) + len(OF_THE_SEAL) + len(OF_THE_CONTENTS) >= 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_without_the_static_check_the_payload_runs(good, site_key, canary, released, tmp_path, monkeypatch, name):
     """The attacks are real."""
@@ -472,6 +473,7 @@ WITHOUT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", WITHOUT)
 def test_every_check_is_needed(good, site_key, released, tmp_path, monkeypatch, check):
     """With one check taken away, an attack that is meant for it is not refused any more, or by a later check."""
