@@ -74,7 +74,7 @@ def training_words(trial: Trial, plan: Plan, resume: bool) -> list[str]:
     """The command that trains."""
     overlays = [word for name in trial.overlays for word in ("--overlay", name)]
     overrides = dict(trial.training) | ({"resume": True} if resume else {})
-    return ["run", str(plan.bundle), "training", *overlays, *_words(overrides)]
+    return ["run", str(plan.bundle), "training", *overlays, *as_words(overrides)]
 
 
 def evaluating_words(trial: Trial, plan: Plan) -> list[str]:
@@ -87,7 +87,7 @@ def evaluating_words(trial: Trial, plan: Plan) -> list[str]:
     named = [word for name, value in options.items() for word in (name, value)]
     if "dataset_dir" in overrides:
         named += ["--dataset-dir", str(overrides.pop("dataset_dir"))]
-    return ["evaluate", "--bundle", str(plan.bundle), *named, *_words(overrides)]
+    return ["evaluate", "--bundle", str(plan.bundle), *named, *as_words(overrides)]
 
 
 def read_plan(plan: Plan) -> str:
@@ -160,8 +160,8 @@ def record(trial: Trial, manifest_digest: str) -> None:
     _refuse_if_changed(before, now, file, "a trial")
 
 
-def _words(overrides: Mapping[str, Any]) -> list[str]:
-    """Overrides as words that are read back as they are: a run id of digits stays text."""
+def as_words(overrides: Mapping[str, Any]) -> list[str]:
+    """Overrides as words of a command that are read back as they are: a run id of digits stays text."""
     words = []
     for key, value in overrides.items():
         text = str(value)

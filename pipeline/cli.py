@@ -18,6 +18,7 @@ from pipeline import (
     cli_phantom,
     cli_release,
     cli_report,
+    cli_retrain,
     cli_review,
     cli_tracking,
     cli_verify,
@@ -214,6 +215,7 @@ app.command(context_settings=MORE)(cli_compare.crossvalidate)
 app.command()(cli_report.report)
 app.command()(cli_release.release)
 app.command()(cli_verify.verify)
+app.command(context_settings=MORE)(cli_retrain.retrain)
 
 
 def _run(

@@ -69,10 +69,9 @@ def index(
     ] = None,
 ) -> None:
     """Read a folder into a manifest: patients, cases, digests."""
-    from pipeline.layouts import described
+    from pipeline.indexing import planned
     from pipeline.patients import read_key
     from pipeline.recipe import read_recipe
-    from pipeline.recipe import recipe as checked
 
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
@@ -90,16 +89,13 @@ def index(
     given = {option: value for option, value in options.items() if value}
     given |= {} if public is None else {"public": public}
     fields = (read_recipe(recipe) if recipe else {}) | given
-    if "image" not in fields:
-        fields = described(root, patients_named="patient_id" in fields) | fields
-    by_header = cli_dicom.is_tree(root, fields)
-    plan = checked(({"dicom": {}} if by_header else {}) | fields, str(recipe or ""))
+    plan = planned(root, fields, str(recipe or ""))
     if key and plan.public:
         raise InputError(
             "--key is for names that are not public, these are said to be: leave it out or say --no-public"
         )
     secret = None if plan.public else read_key(key or out.parent / "overtile.key")
-    (cli_dicom.index if by_header else _index_files)(root, plan, out, secret)
+    (_index_files if plan.dicom is None else cli_dicom.index)(root, plan, out, secret)
 
 
 def _index_files(root: Path, plan: Recipe, out: Path, secret: bytes | None) -> None:
@@ -200,7 +196,7 @@ def audit(
     if json_file:
         with atomic(json_file) as temporary:
             temporary.write_text(json.dumps([asdict(finding) for finding in findings], indent=1) + "\n")
-    _print_findings(findings)
+    print_findings(findings)
     errors = sum(finding.severity == "error" for finding in findings)
     _print(f"{errors} errors, {len(findings) - errors} warnings in {manifest}")
     if any(finding.rule.startswith("near-duplicate") for finding in findings):
@@ -260,7 +256,7 @@ def _class(word: str) -> tuple[str, str]:
     return name, raw
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
+def print_findings(findings: Sequence[Finding]) -> None:
     """One line each, in columns; a message is never wrapped, so that it can be searched for."""
     width = max((len(finding.rule) for finding in findings), default=0)
     for finding in findings:

@@ -18,6 +18,12 @@ from pipeline.optimisation import set_epochs
 
 logger = logging.getLogger("pipeline.stopping")
 
+NO_LOSS, NO_WEIGHTS, NO_FOREGROUND = "the loss is", "weights that are no numbers", "no foreground predicted"
+"""How a sentence begins that says a training has plainly failed."""
+
+NOT_FINITE = "the image is not finite"
+"""Part of one that has the data to blame."""
+
 FIRST_TIMED = 2
 """The first epoch that says how long an epoch takes: the one before still warms up."""
 
@@ -147,13 +153,13 @@ class Watchdog:
         cases = ", ".join(sorted(set(map(str, batch.get("id", ["?"])))))
         where = f"epoch {engine.state.epoch}, step {engine.state.iteration}, cases {cases}"
         if not torch.isfinite(batch[CommonKeys.IMAGE]).all():
-            raise DataError(f"the loss is {loss} in {where}: the image is not finite; run `overtile audit`")
-        raise DataError(f"the loss is {loss} in {where}: {self._advice()}")
+            raise DataError(f"{NO_LOSS} {loss} in {where}: {NOT_FINITE}; run `overtile audit`")
+        raise DataError(f"{NO_LOSS} {loss} in {where}: {self._advice()}")
 
     def _check_weights(self, engine: Any) -> None:
         """Before they are validated or saved: the last step of an epoch has no loss after it."""
         if not all(torch.isfinite(weight).all() for weight in engine.network.parameters()):
-            raise DataError(f"weights that are no numbers after epoch {engine.state.epoch}: {self._advice()}")
+            raise DataError(f"{NO_WEIGHTS} after epoch {engine.state.epoch}: {self._advice()}")
 
     def _advice(self) -> str:
         return (
@@ -179,10 +185,15 @@ class Watchdog:
         self.empty += 1
         if self.empty >= self.validations:
             raise DataError(
-                f"no foreground predicted in the first {self.empty} validations, where the references have "
+                f"{NO_FOREGROUND} in the first {self.empty} validations, where the references have "
                 f"{self.referred} pixels of it: look at the labels (`overtile audit`), raise `learning_rate` (now "
                 f"{self.learning_rate:g}), or weigh the classes; `give_up_after` null goes on regardless"
             )
+
+
+def plainly_failed(sentence: str) -> bool:
+    """Whether an error's sentence is a `Watchdog`'s and speaks of the training, not of the data."""
+    return sentence.startswith((NO_LOSS, NO_WEIGHTS, NO_FOREGROUND)) and NOT_FINITE not in sentence
 
 
 def foreground(label: torch.Tensor) -> int:

@@ -15,7 +15,7 @@ import requests
 import torch
 
 from pipeline.errors import InputError
-from pipeline.heartbeat import FAILURE, reconcile
+from pipeline.heartbeat import FAILURE, HEARTBEAT, reconcile
 
 # Without these a server that hangs is waited for during many minutes, and each start tells a stranger of itself.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -118,6 +118,18 @@ def find_run(client: MlflowClient, key: str) -> Run | None:
         if found:
             return found[0]
     return None
+
+
+def let_go(client: MlflowClient, key: str) -> None:
+    """Say of a run that nobody works on it, so that it may be taken up at once: only its heart can say so by itself.
+
+    Args:
+        client: of the store.
+        key: of the run, or its id.
+    """
+    run = find_run(client, key)
+    if run is not None and run.info.status == "RUNNING":
+        client.set_tag(run.info.run_id, HEARTBEAT, "0")
 
 
 def experiment_id(client: MlflowClient, name: str, store: str) -> str:
