@@ -93,7 +93,8 @@ def _print_end(record: RetrainRecord, out: Path) -> None:
     result = record.result
     if result is None:
         return
-    say(f"\n{result.verdict.upper()}: {result.reason}")
+    why = result.reason.removeprefix(f"{result.verdict.capitalize()}: ")
+    say(f"\n{result.verdict.upper()}: {why[:1].upper()}{why[1:]}")
     if result.release:
         say(f"The release: {out / result.release}")
     for name, what in RESULTS.items():

@@ -103,7 +103,7 @@ def signature(folder: Path, key: Path | None) -> str:
             f"the signature is not of the owner of {key}: the release was changed, or signed with another key "
             f"(this one's fingerprint is {signing.fingerprint(public)})"
         )
-    return f"signed by the owner of {key}, fingerprint {signing.fingerprint(public)}"
+    return f"signed by the owner of {key.name}, fingerprint {signing.fingerprint(public)}"
 
 
 def metadata(folder: Path) -> str:

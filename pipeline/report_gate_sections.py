@@ -29,6 +29,13 @@ SETTINGS = {"learning_rate": "learning rate", "frozen": "parts that kept their w
 """Keys of train.json that a reader knows by another name."""
 
 
+KNOWN_TO_THE_DEPLOYED = (
+    "Whether the deployed model was trained on some of these patients is not known, since a release holds no list of "
+    "them; if it was, that favoured it at the gate."
+)
+"""What no check can tell, said where the patients are counted."""
+
+
 def verdict(record: RetrainRecord) -> tuple[str, str]:
     """The verdict's word, and why, whatever stage the retraining came to."""
     word: str
@@ -215,7 +222,7 @@ def indexed(record: RetrainRecord) -> str:
     said += "; what was refused, and why, stands below." if record.index.refused else "; nothing was refused."
     if record.audit and not record.audit.errors:
         said += " The audit found no error."
-    return said
+    return f"{said} {KNOWN_TO_THE_DEPLOYED}" if record.split else said
 
 
 def training(record: RetrainRecord) -> list[tuple[str, str]]:

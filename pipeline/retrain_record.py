@@ -24,6 +24,7 @@ STEPS = {
     "validation": "The new model was scored on validation",
     "gate": "Both models met the sealed patients",
     "release": "The release was made",
+    "aliases": "MLflow was told",
 }
 """The steps in order, and what a page says when one is done."""
 

@@ -49,7 +49,7 @@ def changelog(record: RetrainRecord) -> str:
     sealed = record.decision["patients"]
     return (
         f"{FINE_TUNED} {record.release.version} on {count(record.split.training.patients)} of one site, "
-        f"and not worse than it by the stated margin on {count(sealed)} that neither had seen."
+        f"and not worse than it by the stated margin on {count(sealed)} that this training never saw."
     )
 
 
