@@ -7,7 +7,7 @@ BUNDLE := neuron_em_segmentation
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench lint smoke clean
+.PHONY: help setup demo test test-slow bench lint locks site smoke clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,20 @@ lint: setup  ## ruff, mypy, the layer test, the static check of every bundle
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layers.py
 	@for bundle in bundles/*/; do $(BIN)/overtile check $$bundle || exit 1; done
+
+# Where PyTorch keeps its builds for the CPU; TORCH_CPU='--find-links FOLDER' takes them from a folder of wheels.
+TORCH_CPU ?= --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match
+LOCK := pip compile --quiet --no-header --no-annotate --python-version 3.11
+HASHES := --python-platform x86_64-manylinux_2_36 --only-binary :all: --generate-hashes -c requirements.lock
+
+locks: setup  ## bring requirements.lock and the image's locks up to pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv $(LOCK) --universal --all-extras pyproject.toml -o requirements.lock
+	echo 'torch==2.13.0+cpu' | $(BIN)/uv $(LOCK) $(HASHES) $(TORCH_CPU) pyproject.toml - -o docker/requirements-cpu.lock
+	$(BIN)/uv $(LOCK) $(HASHES) pyproject.toml -o docker/requirements-cuda.lock
+
+site:  ## one tar for a site: make site RELEASE=NAME-VERSION.zip KEY=publisher.pub
+	bash docker/site/make.sh "$(RELEASE)" "$(KEY)" "$(or $(OUT),.)"
 
 smoke: setup  ## build the container offline and run the line in it, as root, without a daemon
 	PYTHON=$(BIN)/python bash docker/smoke_test.sh
