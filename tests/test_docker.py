@@ -1,9 +1,11 @@
 """The image's files, without building it: `docker/smoke_test.sh` does that."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,9 @@ DOCKER = ROOT / "docker"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 README = (DOCKER / "README.md").read_text()
 COMPOSE = yaml.safe_load((DOCKER / "compose.yaml").read_text())
-SMOKE_TEST = (DOCKER / "smoke_test.sh").read_text()
+SCRIPTS = sorted(DOCKER.rglob("*.sh"))
+SMOKE_TEST = "".join(path.read_text() for path in SCRIPTS if "smoke" in str(path.relative_to(DOCKER)))
+COMPOSE_FILES = sorted(DOCKER.glob("compose*.yaml"))
 
 
 def run_tool(name, *arguments):
@@ -41,16 +45,20 @@ def test_dockerfile_is_clean():
     assert_clean(run_tool("hadolint", DOCKER / "Dockerfile"))
 
 
-def test_smoke_test_is_clean():
-    assert_clean(run_tool("shellcheck", DOCKER / "smoke_test.sh"))
+def test_scripts_are_clean():
+    parts = [path for path in SCRIPTS if path.parent.name != "smoke"]  # those are read where smoke_test.sh sources them
+    assert len(parts) == 4
+    assert_clean(run_tool("shellcheck", "--external-sources", *parts))
 
 
-def test_smoke_test_is_bash():
-    assert_clean(run_tool("bash", "-n", DOCKER / "smoke_test.sh"))
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_bash(script):
+    assert_clean(run_tool("bash", "-n", script))
 
 
-def test_compose_file_follows_the_specification():
-    assert_clean(run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / "compose.yaml"))
+@pytest.mark.parametrize("compose", COMPOSE_FILES, ids=lambda path: path.name)
+def test_compose_files_follow_the_specification(compose):
+    assert_clean(run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", compose))
 
 
 def test_specification_refuses_a_misspelt_key(tmp_path):
@@ -61,7 +69,7 @@ def test_specification_refuses_a_misspelt_key(tmp_path):
     assert "readonly" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["overtile", "review"])
+@pytest.mark.parametrize("name", ["retrain", "overtile", "review"])
 def test_compose_services_are_confined(name):
     service = COMPOSE["services"][name]
     assert service["read_only"] is True
@@ -69,13 +77,20 @@ def test_compose_services_are_confined(name):
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["pids_limit"] <= 512
     assert service["mem_limit"]
+    assert service["pull_policy"] == "never"
     assert f"USER {service['user']}" in DOCKERFILE
 
 
-def test_compose_gives_a_training_no_network_and_a_page_no_data():
-    training, page = COMPOSE["services"]["overtile"], COMPOSE["services"]["review"]
-    assert training["network_mode"] == "none"
-    assert [volume.split("}:")[1] for volume in training["volumes"]] == ["/data:ro", "/out"]
+@pytest.mark.parametrize("name", ["retrain", "overtile"])
+def test_compose_gives_studies_no_network(name):
+    service = COMPOSE["services"][name]
+    assert service["network_mode"] == "none"
+    assert service["shm_size"]
+    assert [volume.split("}:")[1] for volume in service["volumes"]] == ["/data:ro", "/release:ro", "/out"]
+
+
+def test_compose_gives_the_page_no_studies():
+    page = COMPOSE["services"]["review"]
     assert [volume.split("}:")[1] for volume in page["volumes"]] == ["/out"]
     assert page["ports"] == ["127.0.0.1:${REVIEW_PORT:-5000}:5000"]
     (network,) = page["networks"]
@@ -83,8 +98,28 @@ def test_compose_gives_a_training_no_network_and_a_page_no_data():
     assert COMPOSE["networks"][network]["driver_opts"] == {masquerade: "false"}
 
 
+def test_a_gpu_is_added_to_what_trains_and_changes_nothing_else():
+    services = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())["services"]
+    assert services.keys() == {"retrain", "overtile"}
+    for service in services.values():
+        assert service.keys() == {"deploy"}
+
+
+def test_compose_retrains_in_the_images_own_words():
+    words = json.loads(re.search(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)[1])
+    assert COMPOSE["services"]["retrain"]["command"] == [*words, "--hours", "${HOURS:-8}"]
+    assert words[0] in subcommands()
+
+
+def test_label_says_the_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', DOCKERFILE))
+    assert labels["version"] == project["version"]
+    assert labels["licenses"] == project["license"]
+
+
 def test_compose_reviews_as_the_smoke_test_does():
-    words = " ".join(COMPOSE["services"]["review"]["command"]).replace("${RUN:-run}", "run")
+    words = " ".join(COMPOSE["services"]["review"]["command"]).replace("/${RUN:-}", "")
     assert words.split()[0] in subcommands()
     assert f"\n        {words}\n" in SMOKE_TEST
 
@@ -99,6 +134,7 @@ def test_the_pages_health_check_is_a_program_that_can_fail():
 def test_copied_paths_exist_and_reach_the_build():
     allowed = {line[1:] for line in (DOCKER / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"}
     copied = [path for line in re.findall(r"^COPY (?!--)(.+) \S+$", DOCKERFILE, re.MULTILINE) for path in line.split()]
+    copied += [f"docker/{name}" for name in ("prune.sh", "requirements-cpu.lock", "requirements-cuda.lock")]
     assert "bundles" in copied
     assert "pipeline" in copied
     for path in copied:
@@ -121,8 +157,6 @@ def test_health_check_is_a_command_on_a_bundle_that_is_there():
 
 
 def test_base_image_has_a_python_that_the_package_takes():
-    import tomllib
-
     from packaging.specifiers import SpecifierSet
 
     version = re.search(r"^ARG BASE_IMAGE=docker\.io/library/python:([\d.]+)-slim-\w+$", DOCKERFILE, re.MULTILINE)[1]

@@ -17,13 +17,14 @@ engine() {
 
 sha256sum --check --quiet SHA256SUMS ||
     stop "the files are not those that were packed; copy the tar again, and compare its digest with the publisher's"
-unlisted=$(find . -type f ! -name SHA256SUMS ! -path './release/release.zip' ! -path './release/publisher.pub' -printf '%P\n' |
-    while read -r file; do grep -qF "  $file" SHA256SUMS || echo "$file"; done)
-[ -z "$unlisted" ] || stop "these files were not packed: $unlisted"
+# compose would read some files unasked, say .env
+strange=$(comm -23 <(find . -type f ! -path './release/*' -printf '%P\n' | sort) <(cut -c 67- SHA256SUMS | sort) | grep -vx SHA256SUMS) || true
+[ -z "$strange" ] || stop "not of what was packed: ${strange//$'\n'/, }; move it out of this folder, then run this again"
 
 engine=$(engine)
-"$engine" load --input image.tar.gz
+"$engine" load --input image.tar
 cp release/*-*.zip release/release.zip
+chmod -R a+rX release    # the image reads it as its own user
 
 cat <<SAID
 

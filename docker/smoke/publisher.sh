@@ -5,7 +5,7 @@ publisher() {  # overtile, where /data are the publisher's patients
     inside --rm --volume "$NOW/publisher:/data:ro" --volume "$NOW/published:/out" "$IMAGE" "$@"
 }
 
-phantom() {  # FOLDER PATIENTS SEED: a hospital's patients, one folder each
+patients() {  # FOLDER PATIENTS SEED: a hospital's patients, one folder each
     inside --rm --volume "$1:/data" "$IMAGE" phantom em /data --patients "$2" --seed "$3" --sections 2 --size 64
 }
 

@@ -1,19 +1,16 @@
 # shellcheck shell=bash
-# A site without a network installs the tar and retrains, as docker/README.md says. Sourced by docker/smoke_test.sh.
+# A site without a network installs the tar, as docker/README.md says. Sourced by docker/smoke_test.sh.
 
-offline() { unshare --net "$@"; }  # not even loopback is up
-
-unpack() {  # the tar on the site's machine, whose engine has never seen the image
-    mkdir "$NOW/site"
-    tar -C "$NOW/site" -xf "$(echo "$NOW"/site-*.tar)"
-    site=$(echo "$NOW"/site/site-*)
+offline() {  # COMMAND...: not even loopback is up; with TRACE, a file, every connection that is tried is written there
+    local traced=()
+    [ -z "${TRACE:-}" ] || traced=(strace --follow-forks --seccomp-bpf --trace=connect --output="$TRACE")
+    "${traced[@]}" unshare --net "$@"
 }
 
-tampered_tar() {  # one byte of the release
-    cp -al "$site" "$NOW/tampered"
-    spoil "$NOW"/tampered/release/*.zip
-    ends_with 2 'the files are not those that were packed' offline bash "$NOW/tampered/install.sh"
-    rm -rf "$NOW/tampered"
+unpack() {
+    mkdir "$NOW/unpacked"
+    tar -C "$NOW/unpacked" -xf "$NOW"/site-*.tar
+    mv "$NOW"/unpacked/site-* "$NOW/site"
 }
 
 spoil() {  # FILE: another byte in its middle; the file is replaced, other links to it keep theirs
@@ -31,24 +28,25 @@ with open(path, "wb") as file:
 PYTHON
 }
 
-install() {  # into a store of its own, which is empty
+tampered_tar() {  # one byte of the release
+    cp -al "$NOW/site" "$NOW/tampered"
+    spoil "$NOW"/tampered/release/*.zip
+    ends_with 2 'the files are not those that were packed' offline bash "$NOW/tampered/install.sh"
+    rm -rf "$NOW/tampered"
+}
+
+install() {  # into an engine that has never seen the image
     store "$NOW/installed"
-    [ -z "$(podman images --quiet)" ]
-    ENGINE=podman offline bash "$site/install.sh"
-    cp "$NOW/published/publisher.pub" "$site/release/"
+    podman images --quiet | none .
+    ENGINE=podman offline bash "$NOW/site/install.sh" | tee "$NOW/said"
     podman image exists "$IMAGE"
+    cp "$NOW/published/publisher.pub" "$NOW/site/release/"
+    [ "$(openssl pkey -pubin -in "$NOW/site/release/publisher.pub" -outform DER | sha256sum)" ]
 }
 
-compose() {  # OUT WORDS...: `podman compose` in the site's folder; HOURS, MEMORY and DATA as a person would set them
-    local out=$1
-    shift
-    OUT=$out DATA=${DATA:-$NOW/data} MEMORY=${MEMORY:-4g} offline \
-        "$PYTHON" -m podman_compose --no-ansi --file "$site/compose.yaml" --podman-run-args=--no-healthcheck "$@"
+compose() {  # WORDS...: `docker compose` in the site's folder; DATA, OUT, RELEASE, HOURS and MEMORY as a person sets them
+    DATA=${DATA:-$NOW/data} OUT=${OUT:-$NOW/out} MEMORY=${MEMORY:-4g} offline "$PYTHON" -m podman_compose --no-ansi \
+        --in-pod false --file "$NOW/site/compose.yaml" --podman-run-args=--no-healthcheck "$@"
 }
 
-retrain() {  # OUT WORDS...: compose's own words where there are no others
-    compose "$1" run --rm -T retrain "${@:2}"
-}
-
-WORDS=(retrain --bundle /release/release.zip --key /release/publisher.pub --data /data --out /out --hours 0.1
-    --rule /release/rule.yaml --epochs 4)
+retrain() { compose run --rm -T retrain "$@"; }  # compose's own words where there are no others
