@@ -164,14 +164,39 @@ def test_base_image_has_a_python_that_the_package_takes():
     assert version in SpecifierSet(project["requires-python"])
 
 
+def blocks_of_commands():
+    return [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+
+
 def test_every_command_in_the_readme_exists():
-    used = set(re.findall(r"^overtile (\w+)", README, re.MULTILINE))
-    assert used >= {"index", "split", "audit", "run", "evaluate", "predict"}
+    used = set(re.findall(r"^overtile (\w+)|run --rm overtile (\w+)|run --rm retrain (\w+)", README, re.MULTILINE))
+    used = {word for words in used for word in words if word}
+    assert used >= {"index", "split", "audit", "run", "evaluate", "predict", "verify", "retrain"}
     assert used <= subcommands()
 
 
+def test_ten_commands_lead_from_the_tar_to_the_page_and_the_smoke_test_runs_them():
+    first = blocks_of_commands()[0].splitlines()
+    assert len(first) == 10
+    assert first[-1].startswith("docker compose up review")
+    assert f"grep -c . \"$NOW/commands\" | grep -x {len(first) - 1}" in SMOKE_TEST
+    for named in ("/media/usb", "/srv/studies", "/srv/retraining"):
+        assert any(named in line for line in first)
+        assert f"s#{named}#" in SMOKE_TEST
+
+
+def test_the_command_without_compose_confines_as_compose_does():
+    plain = next(block for block in blocks_of_commands() if block.startswith("docker run"))
+    batch = COMPOSE["services"]["retrain"]
+    assert f"--network {batch['network_mode']} --read-only --tmpfs {batch['tmpfs'][0]} " in plain
+    assert f"--cap-drop {batch['cap_drop'][0]} --security-opt no-new-privileges " in plain
+    assert f"--pids-limit {batch['pids_limit']} --memory 16g --shm-size {batch['shm_size']}" in plain
+    flat = plain.replace("docker run", "$engine run").replace("$DATA", "\\$DATA").replace("$OUT", "\\$OUT").split()
+    assert " ".join(flat) in " ".join((DOCKER / "site" / "install.sh").read_text().replace("\\\\", "\\").split())
+
+
 def test_every_file_in_the_readme_exists():
-    for path in re.findall(r"docker/[\w.]+\.(?:yaml|sh)|docker/Dockerfile", README):
+    for path in re.findall(r"docker/[\w./-]+\.(?:yaml|sh|lock)|docker/Dockerfile", README):
         assert (ROOT / path).is_file(), path
 
 

@@ -10,9 +10,14 @@ patients() {  # FOLDER PATIENTS SEED: a hospital's patients, one folder each
 }
 
 index() {
-    publisher index /data --name phantom_em --image '{patient}/image.tif' --label '{patient}/label.tif' \
-        --class cell=255 --class membrane=0 --public --out /out/manifest.json
-    publisher split /out/manifest.json
+    cat >"$NOW/published/recipe.yaml" <<'YAML'
+name: phantom_em
+image: "{patient}/image.tif"
+label: "{patient}/label.tif"
+classes: {cell: 255, membrane: 0}
+YAML
+    publisher index /data --recipe /out/recipe.yaml --public --out /out/manifest.json
+    publisher split /out/manifest.json --fractions 0.6 0.2 0.2
     publisher audit /out/manifest.json --dataset-dir /data
 }
 
@@ -39,7 +44,7 @@ PYTHON
 }
 
 release() {
-    publisher release "$BUNDLE" /out/run --out /out --key /out/publisher.key
+    publisher release /out/run --out /out --key /out/publisher.key --recipe /out/recipe.yaml
     ls "$NOW"/published/"$BUNDLE"-*.zip
 }
 

@@ -2,7 +2,7 @@
 # Retraining at the site: that it ends well, that it refuses, and how it fails. Sourced by docker/smoke_test.sh.
 
 WORDS=(retrain --bundle /release/release.zip --key /release/publisher.pub --data /data --out /out)
-OWN=(--rule /release/rule.yaml --epochs 20)
+OWN=(--rule /release/rule.yaml --epochs 20 --learning_rate 0.003)
 
 rule() {  # what this site asks for: with its few phantoms the usual 20 sealed patients are out of reach
     printf 'margin: 0.4\nminimum_patients: 4\n' >"$NOW/site/release/rule.yaml"
@@ -54,11 +54,11 @@ whole_files() {  # nothing half-written, nothing of another owner, the studies u
 digests() { (cd "$NOW/data" && find . -type f -print0 | sort -z | xargs -0 sha256sum); }
 
 verified() {  # the new release, as who gets it would
-    OUT=$NOW/better compose run --rm -T overtile verify "/out/$(basename "$NOW"/better/*.zip)" --key /out/release.pub
+    OUT=$NOW/better compose run --rm -T overtile verify "/out/$(basename "$NOW"/better/*.zip)" --key /out/overtile_release.pub
 }
 
 predicted() {
-    OUT=$NOW/better compose run --rm -T overtile predict --bundle "/out/$(basename "$NOW"/better/*.zip)" --key /out/release.pub --input /data \
+    OUT=$NOW/better compose run --rm -T overtile predict --bundle "/out/$(basename "$NOW"/better/*.zip)" --key /out/overtile_release.pub --input /data \
         --match '*/image.tif' --output /out/labels
     [ "$(find "$NOW/better/labels" -name image.tif | wc -l)" = "$(find "$NOW/data" -name image.tif | wc -l)" ]
 }
@@ -88,16 +88,8 @@ PYTHON
 
 refused() {  # a learning rate that ruins the model
     export OUT=$NOW/worse
-    ends_with 3 refused retrain "${WORDS[@]}" "${OWN[@]}" --learning_rate 1000
+    ends_with 3 REFUSED retrain "${WORDS[@]}" "${OWN[@]/0.003/1000}"
     first_paragraph refused
-    find "$OUT" -maxdepth 1 -name '*.zip' | none .
-    whole_files
-}
-
-undecided() {  # compose's own words: the usual rule asks for 20 sealed patients
-    export OUT=$NOW/undecided
-    HOURS=0.005 ends_with 3 'not decidable' retrain
-    first_paragraph 'not decidable'
     find "$OUT" -maxdepth 1 -name '*.zip' | none .
     whole_files
 }

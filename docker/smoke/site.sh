@@ -7,12 +7,6 @@ offline() {  # COMMAND...: not even loopback is up; with TRACE, a file, every co
     "${traced[@]}" unshare --net "$@"
 }
 
-unpack() {
-    mkdir "$NOW/unpacked"
-    tar -C "$NOW/unpacked" -xf "$NOW"/site-*.tar
-    mv "$NOW"/unpacked/site-* "$NOW/site"
-}
-
 spoil() {  # FILE: another byte in its middle; the file is replaced, other links to it keep theirs
     "$PYTHON" - "$1" <<'PYTHON'
 import os
@@ -35,13 +29,31 @@ tampered_tar() {  # one byte of the release
     rm -rf "$NOW/tampered"
 }
 
-install() {  # into an engine that has never seen the image
-    store "$NOW/installed"
+docker_of_the_site() {  # a `docker` that is podman and podman-compose, since no Docker engine can be asked for here
+    mkdir "$NOW/bin"
+    cat >"$NOW/bin/docker" <<SCRIPT
+#!/bin/bash
+[ "\$1" = compose ] || exec podman "\$@"
+shift
+[ "\$1" != run ] || { shift; set -- run -T "\$@"; }
+exec "$PYTHON" -m podman_compose --no-ansi --in-pod false --podman-run-args=--no-healthcheck "\$@"
+SCRIPT
+    chmod +x "$NOW/bin/docker"
+}
+
+followed() {  # the page's first commands as they stand there, in an engine that has never seen the image
     podman images --quiet | none .
-    ENGINE=podman offline bash "$NOW/site/install.sh" | tee "$NOW/said"
-    podman image exists "$IMAGE"
-    cp "$NOW/published/publisher.pub" "$NOW/site/release/"
-    [ "$(openssl pkey -pubin -in "$NOW/site/release/publisher.pub" -outform DER | sha256sum)" ]
+    mkdir "$NOW/arrived" "$NOW/usb"
+    mv "$NOW"/site-*.tar "$NOW/arrived/"
+    cp "$NOW/published/publisher.pub" "$NOW/usb/"
+    sed -n '/^```sh$/,/^```$/p' "$REPO/docker/README.md" | sed '1d;/^```$/,$d;/compose up review/d' |
+        sed "s#/media/usb#$NOW/usb#;s#/srv/studies#$NOW/data#;s#/srv/retraining#$NOW/plain#" >"$NOW/commands"
+    grep -c . "$NOW/commands" | grep -x 9
+    cd "$NOW/arrived"
+    ends_with 3 'NOT DECIDABLE' offline env "PATH=$NOW/bin:$PATH" HOURS=0.01 MEMORY=4g bash -euxo pipefail "$NOW/commands"
+    mv "$NOW"/arrived/site-*/ "$NOW/site"
+    OUT=$NOW/plain first_paragraph 'not decidable'
+    find "$NOW/plain" -maxdepth 1 -name '*.zip' | none .
 }
 
 compose() {  # WORDS...: `docker compose` in the site's folder; DATA, OUT, RELEASE, HOURS and MEMORY as a person sets them
