@@ -25,7 +25,7 @@ train() {  # 2 epochs of the published training, then a look at what MLflow says
     publisher run "$BUNDLE" training --manifest /out/manifest.json --dataset_dir /data --output_dir /out/run \
         --epochs 2 --patch 64 --patches_per_case 1 --width 8 --learning_rate 0.003 --workers 1
     publisher evaluate --bundle "$BUNDLE" --manifest /out/manifest.json --dataset-dir /data \
-        --checkpoint /out/run/model.pt --output /out/run
+        --checkpoint /out/run/model.pt --output /out/run --width 8
     runs "$NOW/published/run/mlflow.db" FINISHED FINISHED
 }
 
