@@ -50,5 +50,4 @@ release() {
 
 site_tar() {
     bash "$REPO/docker/site/make.sh" "$NOW"/published/*.zip "$NOW/published/publisher.pub" "$NOW"
-    tar -tf "$NOW"/site-*.tar
 }

@@ -47,18 +47,17 @@ followed() {  # the page's first commands as they stand there, in an engine that
     mv "$NOW"/site-*.tar "$NOW/arrived/"
     cp "$NOW/published/publisher.pub" "$NOW/usb/"
     sed -n '/^```sh$/,/^```$/p' "$REPO/docker/README.md" | sed '1d;/^```$/,$d;/compose up review/d' |
-        sed "s#/media/usb#$NOW/usb#;s#/srv/studies#$NOW/data#;s#/srv/retraining#$NOW/plain#" >"$NOW/commands"
+        sed "s#/media/usb#$NOW/usb#;s#/srv/studies#$NOW/data#;s#/srv/retraining#$NOW/better#" >"$NOW/commands"
     grep -c . "$NOW/commands" | grep -x 9
     cd "$NOW/arrived"
-    ends_with 3 'NOT DECIDABLE' offline env "PATH=$NOW/bin:$PATH" HOURS=0.01 MEMORY=4g bash -euxo pipefail "$NOW/commands"
+    OUT=$NOW/better TRACE=$NOW/connects.page \
+        cut_off KILL 137 offline env "PATH=$NOW/bin:$PATH" MEMORY=4g "HOURS=$HOURS" bash -euxo pipefail "$NOW/commands"
     mv "$NOW"/arrived/site-*/ "$NOW/site"
-    OUT=$NOW/plain first_paragraph 'not decidable'
-    find "$NOW/plain" -maxdepth 1 -name '*.zip' | none .
 }
 
 compose() {  # WORDS...: `docker compose` in the site's folder; DATA, OUT, RELEASE, HOURS and MEMORY as a person sets them
-    DATA=${DATA:-$NOW/data} OUT=${OUT:-$NOW/out} MEMORY=${MEMORY:-4g} offline "$PYTHON" -m podman_compose --no-ansi \
-        --in-pod false --file "$NOW/site/compose.yaml" --podman-run-args=--no-healthcheck "$@"
+    cd "$NOW/site"
+    DATA=${DATA:-$NOW/data} OUT=${OUT:-$NOW/better} MEMORY=${MEMORY:-4g} HOURS=$HOURS offline "$NOW/bin/docker" compose "$@"
 }
 
-retrain() { compose run --rm -T retrain "$@"; }  # compose's own words where there are no others
+retrain() { compose run --rm retrain "$@"; }  # compose's own words where there are no others
