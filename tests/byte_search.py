@@ -113,9 +113,7 @@ def _parts(data):
     yield "zlib", b"".join(_streams(data))
     for match in DATA_URI.finditer(data):
         yield f"data URI at {match.start()}", base64.b64decode(match[1] + b"===")
-    if not data.startswith(
-        (ZIP, SQLITE, GZIP, BZ2, XZ)
-    ):  # changed bytes are no archive any more; what is in it comes by itself
+    if not data.startswith((ZIP, SQLITE, GZIP, BZ2, XZ)):  # changed bytes are no archive any more
         yield from _unescaped(data)
 
 
