@@ -55,7 +55,9 @@ def write(path: Path, *, name: str, version: str, wheel: Path, weights: Path) ->
     )  # fmt: skip
     bundle = Component(type=ComponentType.APPLICATION, name=name, version=version, bom_ref="release")
     everything = [*components.values(), model]
-    bom = Bom(components=everything, serial_number=_serial(bundle, everything), dependencies=_edges(packages))
+    bom = Bom(
+        components=everything, serial_number=_serial(bundle, everything), dependencies=_edges(packages, components)
+    )
     bom.metadata.component = bundle
     bom.register_dependency(bundle, [model, components[OURS]])
     bill = json.loads(JsonV1Dot6(bom).output_as_string())
@@ -113,9 +115,9 @@ def _licence(package: Distribution) -> str:
     return str(about.get("License-Expression") or " and ".join(classified) or short or UNKNOWN)
 
 
-def _edges(packages: Mapping[str, Distribution]) -> list[Dependency]:
+def _edges(packages: Mapping[str, Distribution], components: Mapping[str, Component]) -> list[Dependency]:
     """Which package needs which, by their references."""
-    refs = {key: _component(package).bom_ref for key, package in packages.items()}
+    refs = {key: component.bom_ref for key, component in components.items()}
     return [
         Dependency(
             refs[key],
