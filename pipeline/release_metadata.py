@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
+from pipeline.encoders import PERIOD
 from pipeline.errors import InputError
 from pipeline.release_figures import Figures
 from pipeline.release_files import METADATA
@@ -26,6 +28,9 @@ VERSIONS = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version
 """Keys that say which version of a package the release was made with."""
 
 OURS = "overtile"
+
+MULTIPLE = re.compile(r"\d+\*n")
+"""How metadata say that a side is a multiple of something."""
 
 ELSEWHERE = "the weights of this release may be of other data, see docs/README.md"
 """What a bundle's `data_source` does not say."""
@@ -133,7 +138,7 @@ def _names(bundle: Mapping[str, Any]) -> list[str] | None:
 
 
 def _format(network: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The network's channels as they are configured."""
+    """The network's channels and the sides that it takes, as they are configured."""
     found: dict[str, Any] = json.loads(json.dumps(network))
     outputs = len(config["class_names"]) if config.get("head", "softmax") == "softmax" else 1
     names = config["class_names"] if outputs > 1 else config["class_names"][1:]
@@ -142,4 +147,13 @@ def _format(network: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, 
         "num_channels": outputs,
         "channel_def": {str(number): name for number, name in enumerate(names)},
     }
+    for tensor in (found["inputs"]["image"], found["outputs"]["pred"]):
+        tensor["spatial_shape"] = [_side(side, config) for side in tensor["spatial_shape"]]
     return found
+
+
+def _side(declared: Any, config: Mapping[str, Any]) -> Any:
+    """`16*n`: a multiple of what the levels of the network halve, where the bundle declares a multiple."""
+    if not MULTIPLE.fullmatch(str(declared)):
+        return declared
+    return f"{PERIOD if config.get('encoder') else 2 ** (config['depth'] - 1)}*n"

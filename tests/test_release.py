@@ -11,7 +11,7 @@ import torch
 from monai.bundle import load
 from safetensors.torch import load_file
 
-from pipeline import bundle, release_weights, signing
+from pipeline import bundle, release_metadata, release_weights, signing
 from pipeline.errors import InputError
 from pipeline.release import release
 
@@ -171,3 +171,22 @@ def test_a_recipe_goes_along_without_what_belongs_to_one_dataset(trained, tmp_pa
     with pytest.raises(InputError, match=r"recipe.yaml"):
         make(trained, tmp_path, recipe=recipe, version="0.5.0")
     assert not (tmp_path / "neuron_em_segmentation-0.5.0.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "channels"),
+    [({}, "16*n", 2), ({"depth": 3}, "4*n", 2), ({"encoder": "resnet18"}, "32*n", 2), ({"head": "sigmoid"}, "16*n", 1)],
+)
+def test_the_network_s_format_is_as_it_was_configured(changes, shape, channels):
+    bundled = release_metadata.read(EM)
+    config = {"class_names": ["cell", "membrane"], "in_channels": 3, "depth": 5, "head": "softmax"} | changes
+    found = release_metadata.metadata(bundled, version="1.0.0", changelog="x", config=config, tested=None)
+    image, pred = (
+        found["network_data_format"][side][name] for side, name in (("inputs", "image"), ("outputs", "pred"))
+    )
+    assert (image["spatial_shape"], image["num_channels"]) == ([shape, shape], 3)
+    assert (pred["spatial_shape"], pred["num_channels"], len(pred["channel_def"])) == (
+        [shape, shape],
+        channels,
+        channels,
+    )
