@@ -19,6 +19,7 @@ from pipeline import (
     signing,
     wheel_file,
 )
+from pipeline.bundle import check
 from pipeline.digests import file_digest
 from pipeline.errors import InputError
 from pipeline.expand import dumps, release_configs
@@ -72,7 +73,8 @@ def release(
 
     Raises:
         InputError: the training is not finished, or its files are of different trainings; the evaluation is of other
-            weights; the version is not higher; the file is there already or called otherwise.
+            weights; the bundle has changed since; the version is not higher; the file is there already or called
+            otherwise.
     """
     training = read_training(run)
     known = release_metadata.read(bundle)
@@ -80,7 +82,6 @@ def release(
     target = _target(out, bundle.name, number)
     table = _evaluation(evaluation, training)
     indexed = recipe or (bundle / RECIPE if (bundle / RECIPE).is_file() else None)
-    signer = signing.private_key(key)
     with tempfile.TemporaryDirectory(prefix="overtile-release-") as temporary:
         home = Path(temporary) / bundle.name
         _write_configs(home, bundle, training.config)
@@ -90,11 +91,13 @@ def release(
             known, version=number, changelog=changelog or training.in_words(), config=deployed, tested=tested
         )
         (home / METADATA).write_text(dumps(metadata) + "\n", encoding="utf-8")
+        _refuse_breaks(home, run)
         release_weights.write(training.weights, home)
         reference_case.write(home)
         _write_parts(home, bundle.name, number)
         if indexed:
             write_recipe(indexed, home / RECIPE)
+        signer = signing.private_key(key)
         card = Card(
             metadata, bundle.name, tested, training.counts(), training.unit, training.epochs, training.best_epoch,
             _began(training, bundle, known["version"]), gate, signing.fingerprint(signer.public_key()), bool(indexed),
@@ -159,6 +162,20 @@ def _write_configs(home: Path, bundle: Path, run: Mapping[str, str]) -> None:
         if not (bundle / name).is_file():
             raise InputError(f"{bundle}: no {name} in it; a release needs one")
         shutil.copyfile(bundle / name, home / name)
+
+
+def _refuse_breaks(home: Path, run: Path) -> None:
+    """Refuse configs that would break, or keys that nothing refers to: the bundle is not that of the training any more.
+
+    Raises:
+        InputError: there are some; names the first.
+    """
+    if problems := check(home):
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise InputError(
+            f"{run}: this training and bundle {home.name} do not go together: {problems[0]}{more}; give the bundle as "
+            "it was when it was trained, or train again"
+        )
 
 
 def _write_parts(home: Path, name: str, version: str) -> None:

@@ -86,9 +86,15 @@ def of_another_training(run):
     torch.save(state | {"training": {**state["training"], "key": "another"}}, run / "model.pt")
 
 
+def of_an_older_bundle(run):
+    state = torch.load(run / "last.pt", weights_only=True)
+    torch.save(state | {"config": state["config"] | {"network": "$@network_def.to(@device)"}}, run / "last.pt")
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
+        (of_an_older_bundle, "do not go together: train.json: key 'frozen' is referenced nowhere"),
         (unfinished, "stopped after epoch 2; add --resume True"),
         (of_another_training, "model.pt and last.pt are of different trainings"),
         (lambda run: (run / "last.pt").unlink(), "no last.pt in it; give the output folder of a training"),
