@@ -111,7 +111,7 @@ def release(
 def _target(out: Path, name: str, version: str) -> Path:
     """The file to write."""
     wanted = f"{name}-{version}{SUFFIX}"
-    target = out / wanted if out.is_dir() else out
+    target = out if out.suffix == SUFFIX and not out.is_dir() else out / wanted
     if target.name != wanted:
         raise InputError(f"{out}: call it {wanted}, after bundle and version; or give another --version, or a folder")
     if target.exists():

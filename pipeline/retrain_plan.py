@@ -195,7 +195,7 @@ def learning_rate(bundle: Path) -> float | None:
         return None
     about = read_metadata(bundle / METADATA)
     latest = str((about.get("changelog") or {}).get(about.get("version")))
-    return float(rate) if latest.startswith(FINE_TUNED) else FINE_TUNING * rate
+    return float(rate) if latest.startswith(FINE_TUNED) else float(f"{FINE_TUNING * rate:.6g}")
 
 
 def as_yaml(fields: Mapping[str, Any]) -> str:

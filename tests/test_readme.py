@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
-TOUR, STOPPED, REVIEWED, COMPARED, VOLUMES = (block.splitlines() for block in BLOCKS if block.startswith("overtile"))
+TOUR, STOPPED, REVIEWED, COMPARED, SITE, VOLUMES = (block.splitlines() for block in BLOCKS if block.startswith("overtile"))
 
 PAGES = ["README.md", "docker/README.md", *(f"bundles/{p.name}/docs/README.md" for p in (ROOT / "bundles").iterdir())]
 
@@ -62,13 +63,25 @@ def test_looking_and_comparing_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_a_site_retrains(tmp_path):
+    shutil.copytree(ROOT / "data_manifest", tmp_path / "data_manifest")
+    shell(["overtile", "phantom", "em", "demo/data", "--patients", "5", "--sections", "2", "--size", "64"], tmp_path)
+    follow(TOUR[:2] + TOUR[3:5] + SITE[:-1], tmp_path)
+    done = shell(shlex.split(SITE[-1]), tmp_path)
+    assert done.returncode in (0, 3), done.stderr  # of a network of one epoch, either may come
+    assert "20 sealed patients" in done.stdout
+    assert (tmp_path / "site/out/report.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_volumes_go_from_dicom_to_dicom(tmp_path):
     follow(VOLUMES, tmp_path, ["--epochs", "1", "--width", "16", "--patches_per_case", "1", "--workers", "0"])
     assert len(list((tmp_path / "volumes/labels").rglob("*.certificate.json"))) == 10
     assert list(tmp_path.rglob("fingerprint.png"))
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "setup", "lint", "smoke", "test-slow", "bench", "clean"])
+@pytest.mark.parametrize("target", ["demo", "test", "setup", "lint", "smoke", "site", "locks", "test-slow", "bench", "clean"])
 def test_the_makefile_has_and_lists_the_target(target):
     assert shell(["make", "-n", target], ROOT).returncode == 0
     assert re.search(rf"^{target} ", shell(["make"], ROOT).stdout, re.MULTILINE)
@@ -79,7 +92,7 @@ def test_other_commands_of_the_readme_are_make_targets():
         line
         for block in BLOCKS
         for line in block.splitlines()
-        if line not in TOUR + STOPPED + REVIEWED + COMPARED + VOLUMES
+        if line not in TOUR + STOPPED + REVIEWED + COMPARED + SITE + VOLUMES
     ]
     assert others == ["make demo", "make test"]
 
