@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from pipeline.errors import DataError, InputError, user_error
 from pipeline.gate_rule import Rule
 from pipeline.manifest import read
 from pipeline.phantom import write_em_patients
+from pipeline.release import release
 from pipeline.retrain import retrain
 from pipeline.retrain_data import shares
 from pipeline.retrain_plan import Plan
@@ -22,7 +25,8 @@ from pipeline.retrain_record import RetrainRecord
 from pipeline.retrain_steps import Hands
 from pipeline.retrain_story import Story, locked
 from pipeline.told_child import Ended, refuse
-from tests.conftest import run_overtile
+from tests.conftest import ROOT, run_overtile
+from tests.test_training import kill_after
 
 PATIENTS = 8
 TINY = {"epochs": 2, "patch": 64, "patches_per_case": 4, "workers": 0, "learning_rate": 0.003, "log_model": False}
@@ -69,6 +73,18 @@ def as_before(finished, training=None, new="new"):
 
 
 @pytest.fixture(scope="session")
+def small(phantom_manifest, empty_store, tmp_path_factory):
+    """A release like `released`, of a network so small that every step is a matter of seconds."""
+    home = tmp_path_factory.mktemp("small")
+    (home / "run").mkdir()
+    shutil.copy(empty_store, home / "run" / "mlflow.db")
+    given = TINY | {"width": 4, "depth": 3, "manifest": str(phantom_manifest), "output_dir": str(home / "run")}
+    bundle.run(bundle.find("neuron_em_segmentation"), "training", given)
+    how = {"key": home / "site.key", "version": "0.3.0"}
+    return release(bundle.find("neuron_em_segmentation"), home / "run", home, **how)
+
+
+@pytest.fixture(scope="session")
 def site(tmp_path_factory):
     """A folder of studies with its recipe, and a rule that 3 patients can satisfy."""
     folder = tmp_path_factory.mktemp("site")
@@ -80,27 +96,27 @@ def site(tmp_path_factory):
 
 
 @pytest.fixture
-def plan(released, site, empty_store, tmp_path, monkeypatch, verified):
+def plan(small, site, empty_store, tmp_path, monkeypatch, verified):
     """A retraining into an empty folder, whose release is not verified anew at every start."""
     monkeypatch.setattr(retrain_steps.verify, "verify", verified)
-    return planned(released, site, empty_store, tmp_path / "out")
+    return planned(small, site, empty_store, tmp_path / "out")
 
 
-def planned(released, site, empty_store, out):
+def planned(small, site, empty_store, out):
     out.mkdir()
     shutil.copy(empty_store, out / "mlflow.db")
     (out / "overtile.key").write_text("the key of a site, of which everybody here knows\n")
-    key, rule = released.with_name("site.pub"), site / "rule.yaml"
-    return Plan(release=released, data=site / "data", out=out, key=key, rule=rule, overrides=TINY)
+    key, rule = small.with_name("site.pub"), site / "rule.yaml"
+    return Plan(release=small, data=site / "data", out=out, key=key, rule=rule, overrides=TINY)
 
 
 @pytest.fixture(scope="session")
-def verified(released, tmp_path_factory):
+def verified(small, tmp_path_factory):
     """Stands for `verify.verify`: what it found once, the folder copied."""
     home = tmp_path_factory.mktemp("verified")
-    found = verify.verify(released, key=released.with_name("site.pub"), into=home)
+    found = verify.verify(small, key=small.with_name("site.pub"), into=home)
 
-    def again(release, *, into, **_):
+    def again(_, *, into, **how):
         shutil.copytree(found.folder, into / found.name)
         return replace(found, folder=into / found.name)
 
@@ -108,9 +124,9 @@ def verified(released, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(released, site, empty_store, verified, tmp_path_factory):
+def finished(small, site, empty_store, verified, tmp_path_factory):
     """A retraining that nothing stopped: its plan, its record, and what it said."""
-    plan, said = planned(released, site, empty_store, tmp_path_factory.mktemp("finished") / "out"), []
+    plan, said = planned(small, site, empty_store, tmp_path_factory.mktemp("finished") / "out"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrain_steps.verify, "verify", verified)
         plan = replace(plan, overrides=TINY | {"log_model": True})
@@ -283,19 +299,19 @@ def test_errors_in_the_data_stop_it_and_mended_data_go_on(plan, site, tmp_path):
         ({"sign": Path("none.key")}, "none.key: no such key to sign with"),
     ],
 )
-def test_wrong_use_is_told_before_anything_is_written(released, site, tmp_path, change, sentence):
-    given = {"release": released, "data": site / "data", "out": tmp_path / "out", "overrides": {"epochs": 2}} | change
+def test_wrong_use_is_told_before_anything_is_written(small, site, tmp_path, change, sentence):
+    given = {"release": small, "data": site / "data", "out": tmp_path / "out", "overrides": {"epochs": 2}} | change
     with pytest.raises(InputError, match=sentence):
         retrain(Plan(**given), hands())
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_override_and_a_tampered_release(plan, released, tmp_path, monkeypatch):
+def test_an_unknown_override_and_a_tampered_release(plan, small, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no key 'epohcs' for training; did you mean 'epochs'"):
         retrain(replace(plan, overrides={"epohcs": 3}), hands())
     monkeypatch.undo()
     broken = tmp_path / "neuron_em_segmentation-0.3.0.zip"
-    broken.write_bytes(released.read_bytes()[:-40])
+    broken.write_bytes(small.read_bytes()[:-40])
     with pytest.raises(InputError):
         retrain(replace(plan, release=broken), hands())
     record = RetrainRecord.model_validate_json((plan.out / "retrain.json").read_text())
@@ -347,3 +363,41 @@ def test_the_command_prints_the_verdict_and_its_exit_code(finished, plan, capsys
         assert code == 3
         assert "\nREFUSED: Refused on validation: no epoch" in output
         assert f"The report: {plan.out / 'report.html'}" in output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kill_9_in_the_fine_tuning_and_at_the_gate(finished, small, site, empty_store, tmp_path):
+    """The command itself, with children: killed twice, it makes the weights that were made without a stop."""
+    whole, plan = finished[0], planned(small, site, empty_store, tmp_path / "out")
+    words = ["--bundle", plan.release, "--key", plan.key, "--data", plan.data, "--out", plan.out, "--rule", plan.rule]
+    words += [word for key, value in whole.overrides.items() for word in (f"--{key}", value)]
+    line = [sys.executable, "-m", "pipeline", "retrain", *map(str, words)]
+    for sign in ("epoch 1/2", "6 of 8: the gate"):
+        process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        kill_after(process, sign, 0.2)
+    ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "\nACCEPTED: " in ended.stdout
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(plan).items())
+    assert decision(plan) == decision(whole)
+    assert [one.resumed for one in sealed.openings(plan.out)] in ([False], [False, True])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_full_disk_ends_it_with_a_sentence(small, site, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("no right to mount a small disk")
+    try:
+        words = ["--bundle", small, "--key", small.with_name("site.pub"), "--data", site / "data", "--out"]
+        line = [sys.executable, "-m", "pipeline", "retrain", *map(str, words), str(disk / "out"), "--epochs", "2"]
+        ended = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert (ended.returncode, "Traceback" in ended.stderr) in ((1, False), (2, False)), ended.stderr
+    assert "No space left on device" in ended.stderr or "disk" in ended.stderr
