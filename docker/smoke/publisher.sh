@@ -5,8 +5,8 @@ publisher() {  # overtile, where /data are the publisher's patients
     inside --rm --volume "$NOW/publisher:/data:ro" --volume "$NOW/published:/out" "$IMAGE" "$@"
 }
 
-patients() {  # FOLDER PATIENTS SEED: a hospital's patients, one folder each
-    inside --rm --volume "$1:/data" "$IMAGE" phantom em /data --patients "$2" --seed "$3" --sections 2 --size 64
+patients() {  # FOLDER PATIENTS SECTIONS SEED: a hospital's patients, one folder each
+    inside --rm --volume "$1:/data" "$IMAGE" phantom em /data --patients "$2" --sections "$3" --seed "$4" --size 64
 }
 
 index() {
@@ -21,9 +21,9 @@ YAML
     publisher audit /out/manifest.json --dataset-dir /data
 }
 
-train() {  # 2 epochs of the published training, then a look at what MLflow says of it
+train() {  # long enough that a model can be worse; then a look at what MLflow says of it
     publisher run "$BUNDLE" training --manifest /out/manifest.json --dataset_dir /data --output_dir /out/run \
-        --epochs 2 --patch 64 --patches_per_case 1 --width 8 --learning_rate 0.003 --workers 1
+        --epochs 20 --patch 64 --patches_per_case 1 --width 8 --learning_rate 0.003 --workers 1
     publisher evaluate --bundle "$BUNDLE" --manifest /out/manifest.json --dataset-dir /data \
         --checkpoint /out/run/model.pt --output /out/run --width 8
     runs "$NOW/published/run/mlflow.db" FINISHED FINISHED
