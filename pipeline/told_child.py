@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from pipeline.child_process import start, wait_for
@@ -23,6 +25,10 @@ LAST_LINES = 200
 
 DRAIN_SECONDS = 10.0
 """So long a loader's workers may hold the stream open after the child is gone."""
+
+FIRST_TO_GO = 500
+"""Added to a child's share of the memory, in thousandths, when the kernel looks for one to end: the parent holds
+a few hundred megabytes too, and if it were ended nobody would say why. What a child did is not lost."""
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exit codes of what the kernel ended for want of memory, or a container's engine."""
@@ -72,6 +78,7 @@ def run_told(words: Sequence[str], keep: Sequence[int] = ()) -> Ended:
         errors="replace",
         pass_fds=tuple(keep),
     )
+    _first_to_go(process.pid)
     lines: list[str] = []
     listener = threading.Thread(target=_listen, args=(process.stderr, lines), daemon=True)
     listener.start()
@@ -80,6 +87,12 @@ def run_told(words: Sequence[str], keep: Sequence[int] = ()) -> Ended:
     finally:
         listener.join(DRAIN_SECONDS)
     return Ended(code, tuple(lines[-LAST_LINES:]))
+
+
+def _first_to_go(pid: int) -> None:
+    """Have the kernel, where memory runs out, end this process and its children before the one that can say so."""
+    with suppress(OSError):  # elsewhere than on Linux
+        Path(f"/proc/{pid}/oom_score_adj").write_text(f"{FIRST_TO_GO}\n")
 
 
 def refuse(ended: Ended, what: str) -> None:
@@ -112,11 +125,12 @@ def refuse(ended: Ended, what: str) -> None:
     raise DataError(f"{what} {how}" + (f" ({last})" if last else "") + "; the same command tries it again")
 
 
-def _listen(stream: IO[str] | None, lines: list[str]) -> None:
+def _listen(stream: IO[str], lines: list[str]) -> None:
     """Keep what comes and pass it on, until a traceback begins; the error's sentence is for the parent to tell."""
     shown = True
-    for line in stream or ():
-        lines.append(line.rstrip("\n"))
-        shown = shown and not line.startswith((TRACEBACK, ERROR))
-        if shown:
-            sys.stderr.write(line)
+    with stream:
+        for line in stream:
+            lines.append(line.rstrip("\n"))
+            shown = shown and not line.startswith((TRACEBACK, ERROR))
+            if shown:
+                sys.stderr.write(line)

@@ -179,7 +179,7 @@ def test_ten_commands_lead_from_the_tar_to_the_page_and_the_smoke_test_runs_them
     first = blocks_of_commands()[0].splitlines()
     assert len(first) == 10
     assert first[-1].startswith("docker compose up review")
-    assert f"grep -c . \"$NOW/commands\" | grep -x {len(first) - 1}" in SMOKE_TEST
+    assert f'grep -c . "$NOW/commands" | grep -x {len(first) - 1}' in SMOKE_TEST
     for named in ("/media/usb", "/srv/studies", "/srv/retraining"):
         assert any(named in line for line in first)
         assert f"s#{named}#" in SMOKE_TEST

@@ -71,7 +71,7 @@ check() {  # WHAT COMMAND...: one line; what the command said is shown if it fai
     else
         failed=$((failed + 1))
         echo "FAIL  $what$(took "$begun")"
-        tail -n 20 "$NOW/log" | sed 's/^/      | /'
+        tail -n 20 "$NOW/log" | cut -c 1-300 | sed 's/^/      | /'
     fi
 }
 
