@@ -194,7 +194,7 @@ def _by(shape: Sequence[int]) -> str:
 def _contents(manifest: Manifest, root: Path, broken: set[str], progress: Progress) -> list[Finding]:
     """Changed files; then every case decoded, on all processors."""
     cases = [case for _, case in manifest.cases() if case.id not in broken]
-    changed = _changed_files(cases, root, progress)
+    changed = changed_files(cases, root, progress)
     findings = list(changed)
     present: set[int] = set()
     alike: dict[tuple[int, int], list[Case]] = defaultdict(list)
@@ -229,7 +229,8 @@ def _equal_channels(manifest: Manifest, alike: Mapping[tuple[int, int], list[Cas
             yield Finding("warning", "equal channels", cases[0].id, message)
 
 
-def _changed_files(cases: list[Case], root: Path, progress: Progress) -> Iterator[Finding]:
+def changed_files(cases: Sequence[Case], root: Path, progress: Progress = silent) -> Iterator[Finding]:
+    """Files that are not those that were indexed, by their digests; DICOM series have none."""
     recorded: dict[tuple[str, ...], tuple[str, str]] = {}
     for case in cases:
         for paths, sha in ((tuple(case.images), case.sha256), ((case.label or "",), case.label_sha256)):

@@ -118,8 +118,8 @@ def _gate(gate: Mapping[str, Any]) -> Iterator[str]:
     """The verdict and, of classes with patients enough, its figures."""
     patients = int(gate.get("patients", 0))
     yield (
-        f"Verdict: **{gate['verdict']}**, on {count(patients)} whose images were read once, after the rule had been "
-        "fixed. Differences are paired by patient."
+        f"Verdict: **{gate['verdict']}**, on {count(patients)} kept apart from the training, by a rule that was fixed "
+        f"before they were opened{_rule(gate.get('rule') or {})}. Differences are paired by patient."
     )
     classes = [one for one in gate.get("classes", ()) if int(one.get("patients", 0)) >= LEAST and patients >= LEAST]
     if classes:
@@ -135,6 +135,18 @@ def _gate(gate: Mapping[str, Any]) -> Iterator[str]:
                 for one in classes
             ]
         )
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    """What the rule asks for, which is no secret of anybody's."""
+    if "margin" not in rule:
+        return ""
+    margins = rule["margin"].items() if isinstance(rule["margin"], Mapping) else [("any class", rule["margin"])]
+    lost = ", ".join(f"{margin:g} in {name}" for name, margin in margins)
+    return (
+        f": no more than that much of Dice lost ({lost}), {100 * (1 - rule['alpha']):g} % confidence, at least "
+        f"{rule['minimum_patients']} patients"
+    )
 
 
 def _number(value: Any) -> str:

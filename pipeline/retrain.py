@@ -57,10 +57,18 @@ def retrain(plan: Plan, hands: Hands) -> RetrainRecord:
 
 
 def _begin(plan: Plan, story: Story, rule: Rule) -> None:
-    """Fix the rule, or compare everything with what it was begun with; before the data are divided both may change."""
+    """Fix the rule, or compare everything with what it was begun with; before the data are divided both may change.
+
+    How it is trained may change until the training has begun: a wrong `--frozen` shows only there.
+    """
     settings = retrain_plan.began(plan, rule)
     if story.ended or story.done("split"):
-        retrain_plan.refuse_if_changed(story.about[BEGAN], settings, plan.out)
+        trained = story.ended or (plan.new_weights.with_name("last.pt")).is_file()
+        fixed = {key: value for key, value in settings.items() if trained or key not in ("overrides", "hours")}
+        retrain_plan.refuse_if_changed(story.about[BEGAN], fixed, plan.out)
+        if not trained:
+            story.about[BEGAN] = settings
+            story.save()
         return
     before = story.about.get(BEGAN)
     if before is None or before["rule"] != settings["rule"]:

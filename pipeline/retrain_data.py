@@ -14,7 +14,7 @@ from pipeline import bundle as bundles
 from pipeline import manifest as manifests
 from pipeline.atomic import atomic
 from pipeline.dicom_index import survey
-from pipeline.errors import InputError
+from pipeline.errors import DataError, InputError
 from pipeline.failures import MAY_QUOTE, NAMES_A_FILE, without_paths
 from pipeline.gate_rule import Rule
 from pipeline.index import index as index_files
@@ -191,6 +191,22 @@ def told_split(manifest: Manifest) -> Split:
         cases = manifest.partition(name)
         parts[name] = Partition(patients=len({case.patient for case in cases}), cases=len(cases))
     return Split(training=parts["training"], validation=parts["validation"], sealed=parts["test"])
+
+
+def require_unchanged(cases: Sequence[manifests.Case], root: Path) -> None:
+    """Refuse files that are not those that were indexed, since both models are to meet the same ones.
+
+    Raises:
+        DataError: a file was changed, or is not there any more. DICOM series have no digest of their files.
+    """
+    try:
+        changed = next(auditing.changed_files(cases, root), None)
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: is not there any more; put it back") from None
+    if changed is not None:
+        raise DataError(
+            f"{changed.message.partition(';')[0]}; put it back, or start again in another --out with --previous"
+        )
 
 
 def require_fit(manifest: Path, root: Path, bundle: Path) -> None:

@@ -137,6 +137,10 @@ class Models:
         places = {"manifest": self.manifest, "dataset_dir": self.plan.data.absolute(), "tracking_uri": self.store}
         return {key: str(value) for key, value in places.items()}
 
+    def scored(self, weights: Path, partition: str, folder: Path) -> bool:
+        """Whether `evaluation` would find its result there, so that no image is read."""
+        return self._scored(weights, partition, folder) is not None
+
     def _scored(self, weights: Path, partition: str, folder: Path) -> dict[str, Any] | None:
         """An evaluation of before: of these weights, on this partition of this manifest."""
         try:

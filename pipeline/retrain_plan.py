@@ -108,6 +108,8 @@ def check(plan: Plan) -> None:
         raise InputError(f"{plan.release}: no such release; --bundle is the file NAME-VERSION.zip")
     if not plan.data.is_dir():
         raise InputError(f"{plan.data}: no such folder; --data is the folder with the studies")
+    if plan.out.resolve().is_relative_to(plan.data.resolve()):
+        raise InputError(f"{plan.out}: lies in {plan.data}, which is only read; give another --out")
     if plan.sign is not None and not plan.sign.is_file():
         raise InputError(f"{plan.sign}: no such key to sign with; leave --sign out for one that is made in --out")
     if plan.previous is not None and plan.previous.resolve() == plan.out.resolve():

@@ -39,6 +39,9 @@ MANIFEST, RECIPE, EXPERIMENT, REGISTERED = "manifest_sha256", "recipe_sha256", "
 """What the record keeps beside what a page is made of: two digests, the name under which MLflow has the model, and
 whether it knows the deployed one."""
 
+THERE = "releases_there"
+"""Likewise: releases that lay in the folder before this retraining made its own."""
+
 FAILED = (
     "The fine-tuning failed, so there is no new model: {}. The sealed patients were not opened, and the deployed model "
     "stays."
@@ -163,8 +166,10 @@ class Steps:
         cut_off = self.story.begun("gate")
         opened = self.story.done("gate")
         with self.story.step("gate"):
-            if not opened:
-                self._open(cut_off)
+            scored = models.scored(models.deployed, "test", folder / "deployed")
+            if not opened or not scored or not models.scored(models.new, "test", folder / "new"):
+                self._open(cut_off or opened)
+                retrain_data.require_unchanged(manifest.read(self.file).partition("test"), self.plan.data)
             deployed = models.evaluation(models.deployed, "test", folder / "deployed")
             new = models.evaluation(models.new, "test", folder / "new")
             decision = gate.decide(new, deployed, self.rule, fixed_sha256=self.record.rule_sha256)
@@ -263,7 +268,10 @@ class Steps:
         out, name = self.plan.out, self.models.bundle.name
         if self.story.begun("release"):  # it was cut off, maybe after the file was there: it is made again
             for made in out.glob(f"{name}-*.zip"):
-                made.unlink()
+                if made.name not in self.story.about[THERE]:
+                    made.unlink()
+        else:
+            self.story.about[THERE] = sorted(path.name for path in out.glob(f"{name}-*.zip"))
         with self.story.step("release"):
             key = self.plan.sign or out / KEY
             if not key.exists():

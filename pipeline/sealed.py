@@ -1,7 +1,9 @@
 """The sealed patients of a site: every time they are opened is written down first, in `openings.jsonl`.
 
 A test that is read again and again until a model passes proves nothing: of two unworthy models one may be let through
-by chance twice as often as of one. So nothing reads the sealed patients without a line here, and every line is shown.
+by chance twice as often as of one. So no retraining scores the sealed patients without a line here, and every line is
+shown. (The audit has looked at every file before, without a model. Who gives the manifest to `overtile evaluate` is
+not seen here.)
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
-TOUR, STOPPED, REVIEWED, COMPARED, SITE, VOLUMES = (block.splitlines() for block in BLOCKS if block.startswith("overtile"))
+TOUR, STOPPED, REVIEWED, COMPARED, SITE, VOLUMES = (
+    block.splitlines() for block in BLOCKS if block.startswith("overtile")
+)
 
 PAGES = ["README.md", "docker/README.md", *(f"bundles/{p.name}/docs/README.md" for p in (ROOT / "bundles").iterdir())]
 
@@ -81,7 +83,9 @@ def test_volumes_go_from_dicom_to_dicom(tmp_path):
     assert list(tmp_path.rglob("fingerprint.png"))
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "setup", "lint", "smoke", "site", "locks", "test-slow", "bench", "clean"])
+@pytest.mark.parametrize(
+    "target", ["demo", "test", "setup", "lint", "smoke", "site", "locks", "test-slow", "bench", "clean"]
+)
 def test_the_makefile_has_and_lists_the_target(target):
     assert shell(["make", "-n", target], ROOT).returncode == 0
     assert re.search(rf"^{target} ", shell(["make"], ROOT).stdout, re.MULTILINE)

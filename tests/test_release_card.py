@@ -79,11 +79,13 @@ GATE = {
 
 def test_the_gate_s_verdict_stands_there_without_classes_of_few_patients():
     said = card(gate=GATE)
-    assert "Verdict: **accepted**, on 24 patients whose images were read once" in said
+    assert "Verdict: **accepted**, on 24 patients kept apart from the training, by a rule" in said
+    rule = {"margin": 0.02, "alpha": 0.05, "minimum_patients": 20}
+    assert "Dice lost (0.02 in any class), 95 % confidence, at least 20 patients" in card(gate=GATE | {"rule": rule})
     assert "| cell | 24 | 0.800 | 0.820 | 0.020 | 0.010 | 0.020 |" in said
     assert "| gap | 3 |" not in said
     assert "| cell | 24 |" not in card(gate=GATE | {"patients": 4})
-    assert "on fewer than 5 patients whose" in card(gate=GATE | {"patients": 4})
+    assert "on fewer than 5 patients kept apart" in card(gate=GATE | {"patients": 4})
 
 
 def table(**dice):

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import bundle, retrain_steps, sealed, verify
+from pipeline import bundle, retrain_data, retrain_plan, retrain_steps, sealed, verify
 from pipeline.digests import file_digest
 from pipeline.errors import DataError, InputError, user_error
 from pipeline.gate_rule import Rule
-from pipeline.manifest import read
+from pipeline.manifest import Case, read
 from pipeline.phantom import write_em_patients
 from pipeline.release import release
 from pipeline.retrain import retrain
@@ -401,3 +401,23 @@ def test_a_full_disk_ends_it_with_a_sentence(small, site, tmp_path):
         subprocess.run(["umount", disk], check=True)
     assert (ended.returncode, "Traceback" in ended.stderr) in ((1, False), (2, False)), ended.stderr
     assert "No space left on device" in ended.stderr or "disk" in ended.stderr
+
+
+def test_a_sealed_file_that_was_changed_is_refused(tmp_path):
+    image = tmp_path / "a.tif"
+    image.write_bytes(b"as indexed")
+    case = Case(id="a", patient="p", image="a.tif", sha256=file_digest(image))
+    retrain_data.require_unchanged([case], tmp_path)
+    image.write_bytes(b"changed")
+    with pytest.raises(
+        DataError, match=r"a.tif: not the file that was indexed; put it back, or start again in another"
+    ):
+        retrain_data.require_unchanged([case], tmp_path)
+    image.unlink()
+    with pytest.raises(DataError, match=r"a.tif: is not there any more; put it back"):
+        retrain_data.require_unchanged([case], tmp_path)
+
+
+def test_studies_are_never_written_to(plan):
+    with pytest.raises(InputError, match="which is only read; give another --out"):
+        retrain_plan.check(replace(plan, out=plan.data / "out"))
