@@ -421,3 +421,21 @@ def test_a_sealed_file_that_was_changed_is_refused(tmp_path):
 def test_studies_are_never_written_to(plan):
     with pytest.raises(InputError, match="which is only read; give another --out"):
         retrain_plan.check(replace(plan, out=plan.data / "out"))
+
+
+def test_who_reads_the_sealed_patients_again_is_written_down_again(finished, tmp_path, monkeypatch, verified):
+    monkeypatch.setattr(retrain_steps.verify, "verify", verified)
+    out = tmp_path / "out"
+    shutil.copytree(finished[0].out, out)
+    plan = replace(finished[0], out=out)
+    (made,) = out.glob("*.zip")
+    record = json.loads((out / "retrain.json").read_text())
+    for step in ("release", "aliases"):  # as if the release could not be made
+        del record["steps"][step]
+    record["result"] = None
+    (out / "retrain.json").write_text(json.dumps(record))
+    made.rename(out / made.name.replace(".zip", "_of_others.zip"))
+    shutil.rmtree(out / "sealed" / "new")
+    retrain(plan, hands(run=as_before(finished)))
+    assert [one.resumed for one in sealed.openings(out)] == [False, True]
+    assert len(list(out.glob("*.zip"))) == 2
