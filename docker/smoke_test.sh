@@ -77,7 +77,7 @@ check "retrain: no connection out of the container was tried" no_attempts
 check "retrain: a connection that is tried would be seen" seen_attempts
 check "retrain: an absurd learning rate is refused with 3" refused
 check "an /out of another owner ends with 2" unwritable
-check "an empty /data ends with 2" no_studies
+check "an empty /data ends with 2, without compose too" no_studies
 check "a study that was cut off ends with 2" corrupt_study
 check "a release that was changed ends with 2" tampered_release
 check "a release that another key has signed ends with 2" strangers_release

@@ -49,5 +49,5 @@ release() {
 }
 
 site_tar() {
-    bash "$REPO/docker/site/make.sh" "$NOW"/published/*.zip "$NOW/published/publisher.pub" "$NOW"
+    make -C "$REPO" site RELEASE="$(echo "$NOW"/published/*.zip)" KEY="$NOW/published/publisher.pub" OUT="$NOW"
 }

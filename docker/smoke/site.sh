@@ -33,6 +33,7 @@ docker_of_the_site() {  # a `docker` that is podman and podman-compose, since no
     mkdir "$NOW/bin"
     cat >"$NOW/bin/docker" <<SCRIPT
 #!/bin/bash
+[ "\$1" != run ] || set -- run --no-healthcheck "\${@:2}"
 [ "\$1" = compose ] || exec podman "\$@"
 shift
 [ "\$1" != run ] || { shift; set -- run -T "\$@"; }
@@ -61,3 +62,9 @@ compose() {  # WORDS...: `docker compose` in the site's folder; DATA, OUT, RELEA
 }
 
 retrain() { compose run --rm retrain "$@"; }  # compose's own words where there are no others
+
+plainly() {  # the page's command without compose
+    sed -n '/^docker run/,/^```$/p' "$REPO/docker/README.md" | sed '/^```$/d' >"$NOW/plain"
+    cd "$NOW/site"
+    offline env "PATH=$NOW/bin:$PATH" "DATA=$DATA" "OUT=$OUT" bash -eu "$NOW/plain"
+}
