@@ -6,7 +6,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import pickle
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipeline.digests import file_digest
 from pipeline.errors import InputError
 from pipeline.manifest import read
 from pipeline.provenance import STARTED_FROM, training_record
+from pipeline.state_files import existing, read_state
 
 logger = logging.getLogger("pipeline.checkpoint")
 
@@ -41,9 +41,6 @@ WEIGHTS_DEPEND_ON = (
     "up", "head",
 )  # fmt: skip
 """Keys of a bundle that must be the same wherever its weights are used; most do not show in the weights' shapes."""
-
-SAFE = ".safetensors"
-"""How the name of a file ends that holds a `state_dict` and can hold nothing else."""
 
 NULL = "$None"
 """What an override must say to MONAI for null."""
@@ -178,7 +175,7 @@ class TrainingState:
 
     def how_to_resume(self) -> str:
         """A sentence for the user of a training that has stopped before its end."""
-        saved = _read(self.path) if self.path.is_file() else {}
+        saved = read_state(self.path) if self.path.is_file() else {}
         if saved.get("run_id") != self.run_id:
             return "nothing to resume: it stopped before its first checkpoint"
         epoch = saved["epoch"]
@@ -189,7 +186,7 @@ class TrainingState:
     def _loaded(self) -> dict[str, Any]:
         if not self.path.is_file():
             raise InputError(f"{self.path}: no training to resume here; leave `resume` out to start one")
-        saved = _read(self.path)
+        saved = read_state(self.path)
         if not {"epoch", "config", "run_id", TRAINING, *self.objects} <= saved.keys():
             raise InputError(f"{self.path}: not the state of a training that can be resumed; start a new one")
         if not self._is_of_this_manifest(saved):
@@ -228,7 +225,7 @@ class TrainingState:
             InputError: the file is the unfinished state of this very training.
         """
         try:
-            saved = _read(self.path)
+            saved = read_state(self.path)
         except InputError:
             return  # broken, so nothing is lost by setting it aside
         same = (self._is_of_this_manifest(saved) and self._starts_alike(saved)) and not differences(
@@ -326,7 +323,7 @@ def training_of(path: str | Path) -> dict[str, Any] | None:
     Raises:
         InputError: the file is missing or is no checkpoint.
     """
-    training = _existing(Path(path)).get(TRAINING)
+    training = existing(Path(path)).get(TRAINING)
     return dict(training) if isinstance(training, Mapping) else None
 
 
@@ -341,7 +338,7 @@ def _trained_on(manifest: str, start_from: str | None) -> dict[str, Any]:
 def standing(path: Path) -> str:
     """How far a training has come whose state is in a file: `new`, `begun` (an epoch is done) or `finished`."""
     try:
-        saved = _read(path)
+        saved = read_state(path)
     except InputError:
         return "new"  # none, or broken: there is nothing to go on from
     return "finished" if saved.get("finished") else "begun" if saved.get("epoch") else "new"
@@ -362,7 +359,7 @@ def load_weights(
         InputError: the file is missing, is no checkpoint, belongs to a network of another shape, or was trained with
             other settings.
     """
-    state = _existing(Path(path))
+    state = existing(Path(path))
     if "network" in state and "optimizer" in state:
         raise InputError(f"{path}: is the state of a training; the weights to use are beside it, in model.pt")
     was = state.get(SETTINGS)
@@ -390,29 +387,3 @@ def _shown(value: Any) -> str:
 
 def _word(value: Any) -> str:
     return shlex.quote(_shown(value))
-
-
-def _existing(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; train first, or set `checkpoint`")
-    return _read(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if path.suffix == SAFE:
-        return _read_safe(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
-        raise InputError(f"{path}: not a readable checkpoint") from None
-    return dict(state)
-
-
-def _read_safe(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError):
-        raise InputError(f"{path}: not a readable checkpoint") from None

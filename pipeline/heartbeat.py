@@ -123,20 +123,22 @@ def may_be_resumed(tags: Mapping[str, str]) -> bool:
     return _process(tags) == "gone" or not is_alive(tags, silence=ELSEWHERE_SECONDS)
 
 
-def reconcile(client: Any) -> list[str]:
+def reconcile(client: Any, *, alone: bool = False) -> list[str]:
     """Mark every dead run of a store KILLED, with a tag that says so.
 
     Only runs with a heartbeat are judged: others were written by somebody else.
 
     Args:
         client: MlflowClient of the store.
+        alone: a lock says that nobody else works in this store, so no run has to be silent first. Of a container that
+            is gone nothing else could be known for minutes.
 
     Returns:
         The ids of the runs that were found dead.
     """
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     found = client.search_runs(experiments, "attributes.status = 'RUNNING'") if experiments else []
-    dead = [run for run in found if HEARTBEAT in run.data.tags and not is_alive(run.data.tags)]
+    dead = [run for run in found if HEARTBEAT in run.data.tags and (alone or not is_alive(run.data.tags))]
     for run in dead:
         last = int(float(run.data.tags[HEARTBEAT]))
         client.set_tag(run.info.run_id, FAILURE, KILLED_OUTRIGHT)

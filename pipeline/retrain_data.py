@@ -23,13 +23,14 @@ from pipeline.manifest import Finding, Manifest
 from pipeline.patients import pseudonym, read_key, study_pseudonym
 from pipeline.progress import Progress, silent
 from pipeline.recipe import Recipe
+from pipeline.retrain_plan import MANIFEST
 from pipeline.retrain_record import Audit, Index, Partition, Refused, Split
 from pipeline.split import split_by_patient
 from pipeline.studies import Tree
 from pipeline.unmatched import unmatched
 
-MANIFEST, KEY, PICTURE = "manifest.json", "overtile.key", "near_duplicates.png"
-"""Files of a retraining: its manifest, the key of its pseudonyms, and near-duplicates side by side."""
+KEY, PICTURE = "overtile.key", "near_duplicates.png"
+"""Files of a retraining: the key of its pseudonyms, and near-duplicates side by side."""
 
 SEALED = 0.25
 """Of the patients, the share that is sealed where that is more than the rule asks for, or where it cannot be met."""
@@ -110,8 +111,6 @@ def index(
         InputError, DataError: as of `pipeline.index` and `pipeline.dicom_index`.
     """
     before = previous / MANIFEST if previous else None
-    if before is not None and not before.is_file():
-        raise InputError(f"{previous}: no {MANIFEST} in it; --previous is the output folder of the retraining before")
     if plan.dicom is None:
         manifest = index_files(root, plan, key=key, previous=before, progress=progress)
         manifests.write(manifest, out / MANIFEST)
@@ -152,6 +151,23 @@ def require_labels(manifest: Manifest) -> None:
             f"{len(without)} of {of} patients have images without a reference, {min(without)} first; a retraining "
             "learns from references: say in the recipe where they are (`label`, `dicom: reference`), or take those out"
         )
+
+
+def require_distinct(manifest: Manifest) -> None:
+    """Refuse one image under the names of two patients: it would count twice, and one of the two is somebody else.
+
+    Raises:
+        DataError: names the first two.
+    """
+    seen: dict[str, manifests.Case] = {}
+    for _, case in manifest.cases():
+        if case.pixels and not case.pixels.startswith(manifests.BLANK):
+            first = seen.setdefault(case.pixels, case)
+            if first.patient != case.patient:
+                raise DataError(
+                    f"{first.id} and {case.id} have the same pixels and are of two patients, {first.patient} and "
+                    f"{case.patient}; take the one out that is not this patient's, or correct the patient"
+                )
 
 
 def audit(manifest: Manifest, root: Path, out: Path, progress: Progress = silent) -> tuple[Audit, Sequence[Finding]]:

@@ -47,6 +47,9 @@ SET_BY_US = {
 }  # fmt: skip
 """Keys that every step is given; as overrides they would be overwritten."""
 
+MANIFEST = "manifest.json"
+"""In the folder of a retraining: its cases and how they are divided."""
+
 OF_THE_RELEASE_ONLY = ("listed", "downloads")
 """Fields of a recipe that name files or addresses of the place where the release was trained."""
 
@@ -104,16 +107,7 @@ def check(plan: Plan) -> None:
     Raises:
         InputError: a file or folder is missing, or two options contradict each other.
     """
-    if not plan.release.is_file():
-        raise InputError(f"{plan.release}: no such release; --bundle is the file NAME-VERSION.zip")
-    if not plan.data.is_dir():
-        raise InputError(f"{plan.data}: no such folder; --data is the folder with the studies")
-    if plan.out.resolve().is_relative_to(plan.data.resolve()):
-        raise InputError(f"{plan.out}: lies in {plan.data}, which is only read; give another --out")
-    if plan.sign is not None and not plan.sign.is_file():
-        raise InputError(f"{plan.sign}: no such key to sign with; leave --sign out for one that is made in --out")
-    if plan.previous is not None and plan.previous.resolve() == plan.out.resolve():
-        raise InputError("--previous is the folder of an earlier retraining; this one needs an --out of its own")
+    _check_files(plan)
     if plan.hours is not None and not 0 < plan.hours < math.inf:
         raise InputError(f"--hours must be above 0, got {plan.hours:g}")
     if plan.hours is not None and "epochs" in plan.overrides:
@@ -126,6 +120,25 @@ def check(plan: Plan) -> None:
             raise InputError("--minutes: say --hours, which is the same in hours")
         if top in WEIGHTS_DEPEND_ON:
             raise InputError(f"--{key} is the release's own: a retraining keeps the network; leave it out")
+
+
+def _check_files(plan: Plan) -> None:
+    if plan.release.is_dir():
+        raise InputError(f"{plan.release}: is a folder; --bundle is the file NAME-VERSION.zip that it came from")
+    if not plan.release.is_file():
+        raise InputError(f"{plan.release}: no such release; --bundle is the file NAME-VERSION.zip")
+    if not plan.data.is_dir():
+        raise InputError(f"{plan.data}: no such folder; --data is the folder with the studies")
+    if plan.out.resolve().is_relative_to(plan.data.resolve()):
+        raise InputError(f"{plan.out}: lies in {plan.data}, which is only read; give another --out")
+    if plan.sign is not None and not plan.sign.is_file():
+        raise InputError(f"{plan.sign}: no such key to sign with; leave --sign out for one that is made in --out")
+    if plan.previous is not None and plan.previous.resolve() == plan.out.resolve():
+        raise InputError("--previous is the folder of an earlier retraining; this one needs an --out of its own")
+    if plan.previous is not None and not (plan.previous / MANIFEST).is_file():
+        raise InputError(
+            f"{plan.previous}: no {MANIFEST} in it; --previous is the output folder of the retraining before"
+        )
 
 
 def check_overrides(plan: Plan, bundle: Path) -> None:
@@ -145,16 +158,22 @@ def recipe_fields(plan: Plan, bundle: Path) -> dict[str, Any]:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    own = plan.recipe or next((path for path in [plan.data / RECIPE] if path.is_file()), None)
-    if own is not None:
-        return read_recipe(own)
-    if not (bundle / RECIPE).is_file():
+    source = recipe_source(plan, bundle)
+    if source != bundle / RECIPE:
+        return read_recipe(source)
+    if not source.is_file():
         raise InputError(
             f"nothing says how the studies in {plan.data} are read: the release brings no {RECIPE}; write one, put it "
             "there or give it with --recipe"
         )
-    fields = {key: value for key, value in read_recipe(bundle / RECIPE).items() if key not in OF_THE_RELEASE_ONLY}
+    fields = {key: value for key, value in read_recipe(source).items() if key not in OF_THE_RELEASE_ONLY}
     return fields | {"public": False}
+
+
+def recipe_source(plan: Plan, bundle: Path) -> Path:
+    """The file that says how the studies are indexed; the release's may be missing."""
+    own = plan.recipe or plan.data / RECIPE
+    return own if plan.recipe or own.is_file() else bundle / RECIPE
 
 
 def began(plan: Plan, rule: Rule) -> dict[str, Any]:
@@ -166,7 +185,7 @@ def began(plan: Plan, rule: Rule) -> dict[str, Any]:
         "seed": plan.seed,
         "fractions": list(plan.fractions) if plan.fractions else None,
         "overrides": json.loads(json.dumps(pathless(plan.overrides), default=str)),
-        "previous": plan.previous is not None,
+        "previous": file_digest(plan.previous / MANIFEST) if plan.previous else None,
     }
 
 

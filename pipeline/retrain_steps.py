@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from pipeline.atomic import atomic
 from pipeline.digests import file_digest
 from pipeline.errors import DataError, InputError
 from pipeline.gate_rule import Rule
+from pipeline.heartbeat import reconcile
 from pipeline.indexing import planned
 from pipeline.manifest import Finding, Manifest
 from pipeline.progress import Progress, silent
@@ -28,7 +30,7 @@ from pipeline.retrain_record import Release, Result
 from pipeline.retrain_registry import register_deployed, tell_verdict
 from pipeline.retrain_story import Say, Story
 from pipeline.retrain_verdict import changelog, screened
-from pipeline.store import reason, sqlite_store
+from pipeline.store import open_store, reason, sqlite_store
 from pipeline.told_child import Ended
 
 UNPACKED, DECISION, KEY, SEALED = "release", "gate.json", "overtile_release.key", "sealed"
@@ -86,7 +88,7 @@ class Steps:
         self.story = story
         self.rule = rule
         self.record = story.record
-        self.file = plan.out / retrain_data.MANIFEST
+        self.file = plan.out / retrain_plan.MANIFEST
         self.store = os.environ.get("MLFLOW_TRACKING_URI") or sqlite_store(plan.out)
         self.run = lambda words: hands.run(words, [lock])
         self.models: Models
@@ -94,6 +96,7 @@ class Steps:
     def open_release(self) -> None:
         """Unpack and verify the release, each time anew: in between, somebody may have touched what was unpacked."""
         plan = self.plan
+        self._end_abandoned()
         with self.story.step("verify"):
             found = self._verified()
             told = {name: getattr(found, name) for name in ("name", "version", "sha256", "signer", "trust")}
@@ -192,6 +195,12 @@ class Steps:
             self.record.steps.pop("aliases")
             self.story.save()
 
+    def _end_abandoned(self) -> None:
+        """Mark as KILLED what an earlier process left RUNNING: the lock says so. A server has runs of others too."""
+        if self.store == sqlite_store(self.plan.out) and (self.plan.out / "mlflow.db").is_file():
+            with suppress(Exception):  # every command that opens the store does so too, later
+                reconcile(open_store(self.store), alone=True)
+
     def _verified(self) -> verify.Verified:
         plan = self.plan
         shutil.rmtree(plan.out / UNPACKED, ignore_errors=True)
@@ -206,7 +215,7 @@ class Steps:
     def _index(self, fields: Mapping[str, Any]) -> None:
         plan, say = self.plan, self.hands.say
         with self.story.step("index"):
-            recipe = planned(plan.data, fields, str(plan.recipe or ""))
+            recipe = planned(plan.data, fields, str(retrain_plan.recipe_source(plan, self.models.bundle)))
             with atomic(plan.out / retrain_plan.RECIPE) as temporary:
                 temporary.write_text(retrain_plan.as_yaml(fields), encoding="utf-8")
             if plan.previous is not None:
@@ -236,6 +245,7 @@ class Steps:
                     f"{len(errors)} errors in the data ({rules}), which stand above; correct them and give the same "
                     "command again"
                 )
+            retrain_data.require_distinct(divided)
             return divided
 
     def _split(self, divided: Manifest, recipe: str) -> None:

@@ -93,11 +93,14 @@ class Story:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """A step: said, and written down when it begins and when it has ended; after an error it is not done."""
+        """A step: said, and written down when it begins and when it has ended; after an error it is not done.
+
+        One that goes on where it was cut off keeps its start; one that is done again starts anew.
+        """
         number, title = TITLES[name]
         self.say(f"{number} of {LAST}: {title}")
         before = self.record.steps.get(name)
-        step = Step(started=before.started if before else now())
+        step = Step(started=before.started if before and before.finished is None else now())
         self.record.steps[name] = step
         self.save()
         yield

@@ -90,6 +90,8 @@ def unpack(archive: Path, into: Path) -> Path:
     Raises:
         InputError: there is no such zip, it could do harm, is damaged, or the folder is there already.
     """
+    if archive.is_dir():
+        raise InputError(f"{archive}: is a folder; give the zip that it was unpacked from")
     if not archive.is_file():
         raise InputError(f"{archive}: no such file")
     try:
@@ -149,7 +151,10 @@ def _refuse_strange_ends(archive: Path) -> None:
         raise InputError(f"{archive}: does not begin as a zip does; get the file again")
     signature, *_, length, _, comment = END.unpack(tail[-END.size :])
     if signature != b"PK\5\6" or comment:
-        raise InputError(f"{archive}: has something after the end of the zip; a release has nothing there")
+        raise InputError(
+            f"{archive}: does not end as a zip does: it was cut off on its way, or has something behind it; get the "
+            "file again"
+        )
     if len(tail) >= END_64.size and tail.startswith(b"PK\6\6"):
         length = END_64.unpack(tail[: END_64.size])[-2]
     if length > MOST_DIRECTORY_BYTES:

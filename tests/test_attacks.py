@@ -100,10 +100,10 @@ OF_THE_ZIP = {
     "entry twice but for capitals": (entry(f"{NAME}/license"), "two entries for"),
     "second folder": (entry("other/a"), "has no single folder at its top"),
     "compressed otherwise": (entry(f"{NAME}/a", compression=zipfile.ZIP_LZMA), "another way than deflate"),
-    "comment": (commented, "has something after the end"),
+    "comment": (commented, "does not end as a zip does"),
     "zip and shell script": (lambda data: b"#!/bin/sh\ntouch $CANARY\n" + data, "does not begin as a zip does"),
     "two zips": (lambda data: data + data, "bytes between them that belong to none"),
-    "cut off": (lambda data: data[: len(data) // 2], "something after the end"),
+    "cut off": (lambda data: data[: len(data) // 2], "does not end as a zip does"),
 }  # fmt: skip
 
 

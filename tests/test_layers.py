@@ -100,6 +100,7 @@ FLOORS = [
     ["leaks"],
     ["lookalikes"],
     ["index"],
+    ["state_files"],
     ["checkpoint"],
     ["weights", "fine_tuning", "patient_table", "fetch", "unmatched", "dicom_index", "dicom_report"],
     ["indexing", "split", "audit", "phantom", "separation", "instance_scores", "surface_distances", "logged_model"],
@@ -129,8 +130,8 @@ FLOORS = [
     ["report"],
     ["report_gate"],
     ["children"],
-    ["compare", "cli_dicom", "retrain_plan", "retrain_story", "retrain_data", "retrain_registry"],
-    ["retrain_models", "retrain_verdict"],
+    ["compare", "cli_dicom", "retrain_plan", "retrain_story", "retrain_registry"],
+    ["retrain_data", "retrain_models", "retrain_verdict"],
     ["retrain_steps"],
     ["retrain"],
     [

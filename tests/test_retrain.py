@@ -4,26 +4,30 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from pipeline import bundle, retrain_data, retrain_plan, retrain_steps, sealed, verify
 from pipeline.digests import file_digest
 from pipeline.errors import DataError, InputError, user_error
 from pipeline.gate_rule import Rule
-from pipeline.manifest import Case, read
+from pipeline.heartbeat import HEARTBEAT, PROCESS
+from pipeline.manifest import Case, Manifest, read
 from pipeline.phantom import write_em_patients
 from pipeline.release import release
 from pipeline.retrain import retrain
-from pipeline.retrain_data import shares
+from pipeline.retrain_data import require_distinct, shares
 from pipeline.retrain_plan import Plan
 from pipeline.retrain_record import RetrainRecord
 from pipeline.retrain_steps import Hands
 from pipeline.retrain_story import Story, locked
+from pipeline.store import sqlite_store
 from pipeline.told_child import Ended, refuse
 from tests.conftest import ROOT, run_overtile
 from tests.test_training import kill_after
@@ -236,6 +240,23 @@ def test_where_no_epoch_was_better_the_deployed_model_stays(finished, plan):
     assert not (plan.out / "openings.jsonl").exists()
 
 
+def test_what_a_killed_container_left_running_is_marked_at_once(plan):
+    client = MlflowClient(sqlite_store(plan.out))
+    run = client.create_run("0", tags={HEARTBEAT: str(time.time()), PROCESS: "a-container-that-is-gone:1:1"})
+    with pytest.raises(DataError, match="killed"):
+        retrain(plan, hands(run=lambda *_: Ended(-9)))
+    assert client.get_run(run.info.run_id).info.status == "KILLED"
+
+
+def test_one_image_under_two_patients_is_refused():
+    one, other = (Case(id=name, patient=name, image=f"{name}.tif", pixels="a1") for name in ("p1", "p2"))
+    again = one.model_copy(update={"id": "p1-2"})
+    about = {"name": "n", "modality": {"0": "x"}, "labels": {"0": "a", "1": "b"}, "label_values": {"0": 0, "1": 1}}
+    require_distinct(Manifest(**about, test=[one, again]))
+    with pytest.raises(DataError, match="p1 and p2 have the same pixels and are of two patients"):
+        require_distinct(Manifest(**about, test=[one, other]))
+
+
 def test_with_too_few_sealed_patients_nothing_is_decided(finished, plan, tmp_path):
     said, rule = [], tmp_path / "strict.yaml"
     rule.write_text("minimum_patients: 20\nmargin: 0.5\n")
@@ -290,6 +311,8 @@ def test_errors_in_the_data_stop_it_and_mended_data_go_on(plan, site, tmp_path):
     ("change", "sentence"),
     [
         ({"release": Path("none.zip")}, "none.zip: no such release"),
+        ({"release": Path()}, "is a folder; --bundle is the file"),
+        ({"previous": Path("none")}, "none: no manifest.json in it; --previous is"),
         ({"data": Path("none")}, "none: no such folder; --data"),
         ({"hours": 0.0}, "--hours must be above 0"),
         ({"hours": 1.0}, "--hours and --epochs both say"),

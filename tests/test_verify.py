@@ -55,7 +55,7 @@ def test_trust_is_nothing_where_nothing_fails(released, key, tmp_path):
 
 def test_trust_does_not_mend_a_zip_or_a_key(released, tmp_path):
     (tmp_path / "bad.zip").write_bytes(released.read_bytes()[:-9])
-    with pytest.raises(InputError, match="after the end"):
+    with pytest.raises(InputError, match="does not end as a zip"):
         verify.verify(tmp_path / "bad.zip", key=None, into=tmp_path / "into", trust="why not")
     with pytest.raises(InputError, match="no such key"):
         verify.verify(released, key=tmp_path / "none.pub", into=tmp_path / "into", trust="why not")

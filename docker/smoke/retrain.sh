@@ -175,9 +175,7 @@ runs = json.loads(
     ask("POST", "/api/2.0/mlflow/runs/search", {"experiment_ids": [experiment["experiment_id"] for experiment in found]})
 )["runs"]
 found = [run["info"]["status"] for run in runs]
-# The one that was killed outright before its first checkpoint is said to be KILLED 5 minutes after its last heartbeat.
-assert found.count("FINISHED") > 3 and set(found) <= {"FINISHED", "KILLED", "RUNNING"}, found
-assert found.count("RUNNING") <= 1, found
+assert found.count("FINISHED") > 3 and set(found) <= {"FINISHED", "KILLED"}, found
 for run in runs:
     assert json.loads(ask("GET", f"/get-artifact?run_uuid={run['info']['run_id']}&path=config.json")), run
 PYTHON
