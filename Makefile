@@ -43,9 +43,19 @@ test: setup  ## the test suite, without the slow proofs, on two processors
 test-slow: setup  ## the proofs that take minutes
 	$(BIN)/python -m pytest -m slow
 
-bench: setup  ## what has to be fast, in one thread, beside MONAI and TorchIO
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[bench]'
-	@for script in tests/benchmarks/*.py; do OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
+# The benchmarks' peers stand in an environment of their own. nnU-Net's trainers import all their neighbours; those of
+# `primus` import timm, and with it torchvision, which fails beside torch's builds for the CPU.
+BENCH := .bench
+BENCH_OPTIONS = $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+bench: $(BENCH)/.installed  ## speed and memory beside MONAI, nnU-Net, TorchIO and the machine's limit [ONLY=NAME QUICK=1]
+	$(BENCH)/bin/python -m tests.benchmarks.harness $(BENCH_OPTIONS)
+
+$(BENCH)/.installed: pyproject.toml requirements.lock tests/benchmarks/peers.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e . -r tests/benchmarks/peers.txt
+	find $(BENCH)/lib -path '*/nnUNetTrainer/*' -name primus -type d -prune -exec rm -rf {} +
+	@touch $@
 
 lint: setup  ## ruff, mypy, the layer test, the static check of every bundle
 	$(BIN)/ruff check .
@@ -72,5 +82,5 @@ smoke: setup  ## build the container offline and run the line in it, as root, wi
 	PYTHON=$(BIN)/python bash docker/smoke_test.sh
 
 clean:  ## remove the environment, the demo and all caches
-	rm -rf $(VENV) $(DEMO) build docker/work docker/context *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH) $(DEMO) build docker/work docker/context *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

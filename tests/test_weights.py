@@ -1,5 +1,3 @@
-import runpy
-
 import numpy as np
 import pytest
 import torch
@@ -22,7 +20,9 @@ from pipeline.weights import (
     instances_of,
     training_class_weights,
 )
-from tests.conftest import ROOT, edited
+from tests.benchmarks import weights as benchmark
+from tests.benchmarks.harness import Scale
+from tests.conftest import edited
 
 TOLERANCE = 2e-6
 """Of w0: what the search leaves out (1e-7), and float32."""
@@ -264,9 +264,9 @@ def test_label_and_weight_join_into_the_target_of_the_loss():
     assert float(loss) == pytest.approx(np.log(2) * float(item["weight"].mean()))
 
 
-def test_500_cells_take_less_than_a_second(capsys):
-    assert runpy.run_path(str(ROOT / "tests/benchmarks/weights.py"))["main"]() == 0
-    assert "weights: 512 x 512, 500 cells: " in capsys.readouterr().out
+def test_500_cells_take_less_than_a_second():
+    (row,) = benchmark.rows(Scale.FULL)
+    assert "512 x 512, 500 cells" in row.work and min(row.ours) < 1
 
 
 def test_the_border_weight_is_highest_on_the_seam_of_touching_instances():

@@ -1,6 +1,6 @@
-"""What tracking costs a training: seconds inside its handler, processor time of its threads; exit code 1 from 3 %.
+"""What tracking costs a training: seconds inside its handler, processor time of its threads.
 
-Ten phantom patients, some five minutes on two idle processors, through the bundle's own configuration. One profiled
+Ten phantom patients, through the bundle's own configuration. One profiled
 training tells where the seconds go; it also makes its store, which a site does once. Then short ones take turns, with
 tracking, and without it and what it measures. Last, a server that stops answering (SIGSTOP) after the first epoch: the
 other epochs must not wait for it.
@@ -10,13 +10,13 @@ import cProfile
 import os
 import pstats
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from socket import socket
@@ -36,10 +36,14 @@ from pipeline.split import split_by_patient
 from pipeline.store import sqlite_store
 from pipeline.system_metrics import SystemMetrics
 from pipeline.tracking import TrackingHandler
+from tests.benchmarks.harness import Row, Scale
 
 PATIENTS, SECTIONS, SIZE = 10, 4, 192
-LONG, SHORT, TURNS, MOST = 16, 2, 3, 0.03
-"""Epochs of the profiled training and of those that take turns, how many turns, and the share that is too much."""
+SIZES = {Scale.FULL: (16, 2, 3), Scale.QUICK: (2, 1, 1)}
+"""Epochs of the profiled training and of those that take turns, and how many turns."""
+
+MOST = 3.0
+"""Per cent of a training's time inside the handler that are too much."""
 
 SETTINGS = {"patch": 128, "patches_per_case": 4, "learning_rate": 0.003}
 SMALL = {"patches_per_case": 1}
@@ -144,11 +148,10 @@ def tell(text: str) -> None:
     sys.stdout.flush()
 
 
-def profiled(data: Path, folder: Path) -> float:
+def profiled(data: Path, folder: Path, epochs: int) -> Row:
     """The long training; the share of its wall time that is spent in the handler."""
-    training = Training(data, folder, LONG)
-    share = training.inside / training.wall
-    tell(f"{LONG} epochs in {training.wall:.1f} s, {training.inside:.2f} s in the handler: {share:.2%}")
+    training = Training(data, folder, epochs)
+    tell(f"{epochs} epochs in {training.wall:.1f} s, {training.inside:.2f} s in the handler")
     tell(f"  {training.handling:6.2f} s  of a processor, of {training.work:.1f} s of the whole process")
     found = pstats.Stats(training.profile).stats
     for (file, _, name), (_, _, _, seconds, _) in sorted(found.items(), key=lambda each: -each[1][3]):
@@ -156,26 +159,23 @@ def profiled(data: Path, folder: Path) -> float:
             tell(f"  {seconds:6.2f} s  {name}")
     for name, seconds in training.threads.items():
         tell(f"  {seconds:6.2f} s  processor time of the thread of {name}, beside the training")
-    return share
+    share = 100 * training.inside / training.wall
+    return Row(f"tracking: share of {epochs} epochs inside its handler", "%", [share], aim={"absolute": MOST})
 
 
-def turns(data: Path, folder: Path, store: str) -> None:
+def turns(data: Path, folder: Path, store: str, *, epochs: int, count: int) -> Row:
     """Short trainings with and without tracking, one after the other, in a store that is there already."""
-    found: dict[bool, list[Training]] = {True: [], False: []}
-    for turn in range(TURNS):
-        for tracked, trainings in found.items():
-            trainings.append(Training(data, folder / f"{turn}{tracked}", SHORT, tracked=tracked, store=store, **SMALL))
-    for tracked, trainings in found.items():
-        walls, works = [each.wall for each in trainings], [each.work for each in trainings]
-        each = ", ".join(f"{wall:.1f}" for wall in walls)
-        tell(
-            f"{SHORT} epochs {'with' if tracked else 'without'} tracking: {statistics.median(walls):.1f} s ({each}), "
-            f"{statistics.median(works):.1f} s of a processor, medians of {TURNS}"
-        )
+    walls: dict[bool, list[float]] = {True: [], False: []}
+    for turn in range(count):
+        for tracked, found in walls.items():
+            one = Training(data, folder / f"{turn}{tracked}", epochs, tracked=tracked, store=store, **SMALL)
+            found.append(one.wall)
+    work = f"training with tracking, {epochs} epochs of few patches, start included"
+    return Row(work, "s", walls[True], {"without tracking": walls[False]})
 
 
-def stalled(data: Path, folder: Path) -> None:
-    """A server that is stopped after the first epoch, and what that costs an epoch."""
+def stalled(data: Path, folder: Path, epochs: int) -> Row:
+    """A server that is stopped after the first epoch, and what that costs the epochs after it."""
     with closing(socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -201,11 +201,12 @@ def stalled(data: Path, folder: Path) -> None:
     try:
         until_it_answers(store)
         with mock.patch.object(TrackingHandler, "_epoch_completed", stop_server):
-            training = Training(data, folder / "run", SHORT, store=store, **SMALL)
-        later, end = moments[-1] - moments[0], training.inside - moments[-1]
-        tell(f"a server that stops after the first of {SHORT} epochs: {later:.2f} s in the handler in the others,")
+            training = Training(data, folder / "run", epochs, store=store, **SMALL)
         unsent = len(list((folder / "run").rglob("journal.jsonl")))
-        tell(f"  {end:.1f} s at the end until it is given up; journals that wait to be sent: {unsent}")
+        end = training.inside - moments[-1]
+        note = f"{end:.1f} s at the end until it is given up; journals that wait to be sent: {unsent}"
+        work = f"tracking: a server that stops after the first of {epochs} epochs, what the others wait"
+        return Row(work, "s", [moments[-1] - moments[0]], note=note)
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
@@ -221,16 +222,12 @@ def until_it_answers(store: str) -> None:
     raise TimeoutError(f"{store} does not answer within {SERVER_SECONDS} s")
 
 
-def main() -> int:
-    """Measure all three and say it."""
+def rows(scale: Scale) -> Iterator[Row]:
+    """The share, the turns, the server that stops answering."""
+    long, short, count = SIZES[scale]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         data = make_data(folder / "data")
-        share = profiled(data, folder / "long")
-        turns(data, folder / "turns", sqlite_store(folder / "long"))
-        stalled(data, folder / "stalled")
-    return int(share >= MOST)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield profiled(data, folder / "long", long)
+        yield turns(data, folder / "turns", sqlite_store(folder / "long"), epochs=short, count=count)
+        yield stalled(data, folder / "stalled", max(short, 2))
