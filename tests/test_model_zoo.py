@@ -71,6 +71,18 @@ def test_the_network_takes_and_gives_what_the_metadata_say(zoo, config):
     verify_net_in_out(net_id="network_def", device="cpu", bundle_root=str(zoo), **places)
 
 
+def test_metadata_that_lie_are_found(zoo):
+    path = zoo / "configs/metadata.json"
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"authors": 5}))
+    with pytest.raises(ValueError, match="5 is not of type 'string'"):
+        test_the_metadata_follow_the_schema(zoo)
+    told["network_data_format"]["outputs"]["pred"]["num_channels"] += 1
+    path.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="output channel number"):
+        test_the_network_takes_and_gives_what_the_metadata_say(zoo, "inference")
+
+
 def with_data(folder, manifest):
     """The manifest where the release's configs look for it, beside its files."""
     shutil.copytree(manifest.parent, folder / "data")
