@@ -6,37 +6,25 @@ import logging
 import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monai.inferers.inferer import Inferer
 from torch import nn
-from tqdm import tqdm
 
-from pipeline.reach import Analysis, NotOneTensorError, Reach, analyse, one_tensor, unwrap
+from pipeline.deployed import LAYOUTS, deployed, fold_of, replaced, small_input
+from pipeline.folding import folded
+from pipeline.out_of_memory import halved, is_out_of_memory
+from pipeline.precision import prefers_channels_last
+from pipeline.reach import Analysis, NotOneTensorError, Reach, analyse, unwrap
+from pipeline.tile_pass import TilePass
 from pipeline.tiling import Plan, Planner, Settings, by, device_of, per_axis
 
 logger = logging.getLogger(__name__)
 
 BLIND_STRIDE = 64
 """Where a network cannot be analysed, tiles start at multiples of what divides this and the tile."""
-
-
-def mirror(indices: torch.Tensor, size: int) -> torch.Tensor:
-    """Reflect indices into [0, size) as often as it takes, without repeating the first or last pixel.
-
-    Args:
-        indices: whole numbers, any shape; may be negative or beyond `size`.
-        size: number of pixels, at least 1.
-
-    Returns:
-        Indices of the same shape, e.g. -1 -> 1 and size -> size - 2; all 0 for one pixel.
-    """
-    period = max(1, 2 * (size - 1))
-    folded = indices.remainder(period)
-    return torch.minimum(folded, period - folded) if size > 1 else torch.zeros_like(indices)
 
 
 ANALYSES: weakref.WeakKeyDictionary[nn.Module, dict[Any, Analysis]] = weakref.WeakKeyDictionary()
@@ -148,12 +136,15 @@ class OverlapTileInferer(Inferer):
         """
         image = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         analysis, plan = self._planned(image.shape, network, args=args, kwargs=kwargs)
-        run = _Run(image, network, plan, args=args, kwargs=kwargs)
-        key = (plan.shape, plan.tile, plan.margin, plan.border)
-        if not plan.exact and key not in analysis.warned:
-            analysis.warned.add(key)
-            logger.warning("approximate, because %s%s", plan.reason, self._measured(run, analysis))
-        yield from run.each(self.batch_size, self.progress)
+        smaller: Plan | None = plan
+        while smaller is not None:  # again from the first tile: memory runs out in that one, if it does
+            plan, smaller = smaller, None
+            run = self._pass(image, network, plan, analysis, args=args, kwargs=kwargs)
+            self._warn(run, analysis)
+            try:
+                yield from run.each(self.batch_size, self.progress)
+            except Exception as error:
+                smaller = self._smaller(plan, image.shape, network, analysis, error)
 
     def plan(
         self,
@@ -187,13 +178,52 @@ class OverlapTileInferer(Inferer):
             if isinstance(sizes, tuple) and len(sizes) != len(shape) - 2:
                 raise ValueError(f"`{name}` must have {len(shape) - 2} numbers, one per axis, got {len(sizes)}")
         analysis = self._analysis(shape, network, args, kwargs)
-        training = isinstance(network, nn.Module) and network.training
-        settings = Settings(self.tile, self.border, self.margin, self.memory_gb, self.batch_size)
-        key = (tuple(shape), settings, torch.is_grad_enabled(), training)
+        settings, key = self._key(shape, network)
         if key not in analysis.plans:
+            if analysis.twin is not None and analysis.light is None and replaced(network, analysis):
+                analysis.light = folded(analysis.twin, fold_of(unwrap(network), small_input(analysis, shape)))
             analysis.plans[key] = Planner(settings, shape, network, analysis).plan()
             logger.info("%s", analysis.plans[key])
         return analysis, analysis.plans[key]
+
+    def _key(self, shape: tuple[int, ...], network: Callable[..., Any]) -> tuple[Settings, Any]:
+        """The settings, and under what their plan for images of a shape is kept."""
+        training = isinstance(network, nn.Module) and network.training
+        settings = Settings(self.tile, self.border, self.margin, self.memory_gb, self.batch_size)
+        return settings, (tuple(shape), settings, torch.is_grad_enabled(), training)
+
+    def _pass(
+        self,
+        image: torch.Tensor,
+        network: Callable[..., Any],
+        plan: Plan,
+        analysis: Analysis,
+        *,
+        args: Any,
+        kwargs: Any,
+    ) -> TilePass:
+        """The pass of the network over the image's tiles, or of its deployed copy where that may run in its place."""
+        layout = None
+        if replaced(network, analysis):
+            dims = image.dim() - 2
+            last = prefers_channels_last(network, device_of(network), analysis.dtype)
+            network = deployed(unwrap(network), small_input(analysis, image.shape), channels_last=last)
+            layout = LAYOUTS[dims] if last else None
+        return TilePass(image, network, plan, args=args, kwargs=kwargs, layout=layout)
+
+    def _smaller(
+        self, plan: Plan, shape: tuple[int, ...], network: Callable[..., Any], analysis: Analysis, error: Exception
+    ) -> Plan:
+        """The plan to go on with when memory ran out; raises the error if it is another or no tile is smaller."""
+        tile = halved(plan.tile, plan.margin, analysis.axes) if is_out_of_memory(error) else None
+        if tile is None:
+            raise error
+        settings, key = self._key(shape, network)
+        analysis.plans[key] = smaller = Planner(settings._replace(tile=tile), shape, network, analysis).plan()
+        if "memory" not in analysis.warned:
+            analysis.warned.add("memory")
+            logger.warning("memory ran out with tiles of %s: they are halved until they fit", by(plan.tile))
+        return smaller
 
     def _analysis(self, shape: tuple[int, ...], network: Callable[..., Any], args: Any, kwargs: Any) -> Analysis:
         channels, dims = shape[1], len(shape) - 2
@@ -223,7 +253,15 @@ class OverlapTileInferer(Inferer):
             axes.append(Reach(stride, lost=0, halo=None, least=tile))
         return Analysis(tuple(axes), reason)
 
-    def _measured(self, run: _Run, analysis: Analysis) -> str:
+    def _warn(self, run: TilePass, analysis: Analysis) -> None:
+        """Say once per plan why its result is approximate, if it is."""
+        plan = run.plan
+        key = (plan.shape, plan.tile, plan.margin, plan.border)
+        if not plan.exact and key not in analysis.warned:
+            analysis.warned.add(key)
+            logger.warning("approximate, because %s%s", plan.reason, self._measured(run, analysis))
+
+    def _measured(self, run: TilePass, analysis: Analysis) -> str:
         """Say how much one tile in the middle of the image changes when its margin grows."""
         if getattr(run.network, "training", False):
             return ""
@@ -250,76 +288,6 @@ def tile_inferer(inferer: Any) -> OverlapTileInferer | None:
     while inferer is not None and not isinstance(inferer, OverlapTileInferer):
         inferer = getattr(inferer, "unchanged", None)
     return inferer
-
-
-class _Run:
-    """One pass of a network over the tiles of a batch of images."""
-
-    def __init__(self, image: torch.Tensor, network: Callable[..., Any], plan: Plan, *, args: Any, kwargs: Any) -> None:
-        self.image, self.network, self.plan, self.args, self.kwargs = image, network, plan, args, kwargs
-        self.device = device_of(network) if isinstance(network, nn.Module) else image.device
-
-    def each(self, batch_size: int, progress: bool) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
-        """Give the trusted part of every tile of every image, and where it goes."""
-        tiles = product(*(range(a.count) for a in self.plan.axes))
-        places = list(product(range(len(self.image)), tiles))
-        batches = [places[i : i + batch_size] for i in range(0, len(places), batch_size)]
-        for batch in tqdm(batches, desc="tiles") if progress else batches:
-            out = self.apply(torch.cat([self.cut(n, self.windows(i)) for n, i in batch]))
-            for one, (n, i) in zip(out, batch, strict=True):
-                to, take = self.kept(i, self.windows(i))
-                yield (slice(n, n + 1), *to), one[None, :, *take]
-
-    def windows(self, index: Sequence[int]) -> list[tuple[int, int]]:
-        """Give start and length of a tile along each axis."""
-        return [(a.window(i), a.tile) for a, i in zip(self.plan.axes, index, strict=True)]
-
-    def cut(self, n: int, windows: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Cut (1, C, ...) from image `n`, mirrored where the window leaves it."""
-        tile = self.image[n : n + 1]
-        for dim, (start, length) in enumerate(windows, 2):
-            size = tile.shape[dim]
-            if start >= 0 and start + length <= size:
-                tile = tile.narrow(dim, start, length)
-            else:
-                indices = torch.arange(start, start + length, device=tile.device)
-                tile = tile.index_select(dim, mirror(indices, size))
-        return tile
-
-    def apply(self, tiles: torch.Tensor) -> torch.Tensor:
-        out = one_tensor(self.network(tiles.to(self.device), *self.args, **self.kwargs))
-        expected = [n - 2 * a.lost for n, a in zip(tiles.shape[2:], self.plan.axes, strict=True)]
-        if list(out.shape[2:]) != expected:
-            raise ValueError(
-                f"the network must turn {by(tiles.shape[2:])} into {by(expected)}, got {by(out.shape[2:])}"
-            )
-        return out
-
-    def kept(self, index: Sequence[int], windows: Sequence[tuple[int, int]]) -> tuple[list[slice], list[slice]]:
-        """Give where a tile's trusted part goes in the image, and where it is in the output for a window."""
-        to, take = [], []
-        for axis, i, (start, _) in zip(self.plan.axes, index, windows, strict=True):
-            first, last = axis.keep(i)
-            to.append(slice(first, last))
-            take.append(slice(first - start - axis.lost, last - start - axis.lost))
-        return to, take
-
-    @torch.no_grad()
-    def difference(self, wider: Sequence[int]) -> tuple[float, float]:
-        """Compare a tile in the middle with one that is larger on each side; gives difference and largest."""
-        index = [a.count // 2 for a in self.plan.axes]
-        parts = []
-        for extra in ([0] * len(wider), wider):
-            windows = []
-            for axis, (start, length), more in zip(self.plan.axes, self.windows(index), extra, strict=True):
-                first, last = start - more, start + length + more
-                if not axis.mirrored:
-                    first, last = max(first, 0), min(last, axis.whole)
-                windows.append((first, last - first))
-            out = self.apply(self.cut(0, windows))
-            _, take = self.kept(index, windows)
-            parts.append(out[:, :, *take].double())
-        return float((parts[0] - parts[1]).abs().max()), float(parts[1].abs().max())
 
 
 def _sizes(name: str, value: Any, least: int) -> int | tuple[int, ...] | None:

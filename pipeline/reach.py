@@ -59,12 +59,16 @@ class Reach:
 
 @dataclass
 class Analysis:
-    """The reach of a network along each axis, and why tiling it is not exact ("" where it is)."""
+    """The reach of a network along each axis, and why tiling it is not exact ("" where it is).
+
+    Its memory is estimated with `twin`, a copy without data, or with `light`, one of its deployed copy.
+    """
 
     axes: tuple[Reach, ...]
     reason: str
     twin: nn.Module | None = None
     dtype: torch.dtype = torch.float32
+    light: nn.Module | None = None
     plans: dict[Any, Any] = field(default_factory=dict)
     peaks: dict[Any, float] = field(default_factory=dict)
     warned: set[Any] = field(default_factory=set)

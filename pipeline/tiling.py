@@ -267,13 +267,15 @@ class Planner:
     def _bytes(self, tile: Sequence[int]) -> float:
         """Estimate the peak of one batch of tiles, in bytes; nan where the network does not run without data."""
         tiles = math.prod(a.count for a in self._axes(tile)) * self.images
-        key = (min(self.settings.batch_size, tiles), self.channels, *tile, torch.is_grad_enabled())
+        size = (min(self.settings.batch_size, tiles), self.channels, *tile)
+        trained = torch.is_grad_enabled() or getattr(self.network, "training", False)
+        twin = self.analysis.twin if trained else self.analysis.light or self.analysis.twin
+        key = (size, id(twin), torch.is_grad_enabled())
         if key not in self.analysis.peaks:
-            self.analysis.peaks[key] = self._estimate(key[: len(tile) + 2])
+            self.analysis.peaks[key] = self._estimate(twin, size)
         return self.analysis.peaks[key]
 
-    def _estimate(self, shape: Any) -> float:
-        twin = self.analysis.twin
+    def _estimate(self, twin: nn.Module | None, shape: Any) -> float:
         if twin is None:
             return math.nan
         try:

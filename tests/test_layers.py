@@ -69,6 +69,7 @@ FLOORS = [
         "headers",
         "line",
         "memory",
+        "folding",
     ],
     [
         "reach",
@@ -89,7 +90,8 @@ FLOORS = [
     ],
     ["quirks", "synthetic_projection", "case_pictures"],
     ["defects", "volume_phantom"],
-    ["tiling", "stopping", "epoch_clock", "studies", "certificate"],
+    ["tiling", "stopping", "epoch_clock", "studies", "certificate", "deployed", "out_of_memory"],
+    ["tile_pass"],
     ["inferers", "jobs"],
     ["loading", "recipe", "digests", "layouts", "case_statistics", "answers"],
     ["patients", "duplicates", "references", "fingerprint"],
