@@ -63,7 +63,7 @@ COUNTS = (
 
 OPTIONAL_NUMBERS = (
     "minutes", "clip_norm", "patience", "save_every", "give_up_after", "elastic_sigma", "memory_gb",
-    "size",
+    "size", "workers",
 )  # fmt: skip
 """Top-level keys that are a number or null, whatever they are by default."""
 
@@ -72,6 +72,9 @@ NOTHING = "$None"
 
 SQLITE = "sqlite:///"
 """How a tracking URI begins that names a file."""
+
+OPTIONAL_SWITCHES = ("amp", "channels_last", "compile", "fused", "pinned")
+"""Top-level keys that are True, False or, for what the device does best, null."""
 
 OUTSIDE = (*BASES, "imports", "initialize", "run", "finalize", "bundle_root")
 """Top-level keys that MONAI looks up itself, so nothing need refer to them."""
@@ -334,6 +337,8 @@ def _checked(key: str, value: Any, default: Any) -> Any:
         raise InputError("--device cuda: there is no CUDA device here; say cpu, or leave it out")
     if isinstance(default, bool) and not isinstance(value, bool):
         raise InputError(f"--{key} must be True or False, got {value!r}")
+    if key in OPTIONAL_SWITCHES and not (value is None or isinstance(value, bool)):
+        raise InputError(f"--{key} must be True, False or null, got {value!r}")
     may_be_null = key in OPTIONAL_NUMBERS
     if isinstance(default, bool) or (value is None and may_be_null):
         return value

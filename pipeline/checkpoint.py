@@ -29,7 +29,7 @@ PREVIOUS = "previous_"
 
 MAY_CHANGE = (
     "bundle_root", "dataset_dir", "device", "experiment", "log_model", "manifest", "memory_gb", "output_dir",
-    "parent_run", "resume", "tile", "tracking_uri", "workers",
+    "parent_run", "pinned", "resume", "tile", "tracking_uri", "workers",
 )  # fmt: skip
 """Keys that a resume may give otherwise: where it runs and where its files lie. The manifest's digest is compared."""
 
@@ -302,8 +302,12 @@ def save(state: Mapping[str, Any], path: Path) -> None:
 def save_weights(
     network: torch.nn.Module, training: Mapping[str, Any], path: Path, settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a network's weights, what they were trained on (`pipeline.provenance`) and with which settings."""
-    save({MODEL: network.state_dict(), TRAINING: dict(training), SETTINGS: dict(settings or {})}, path)
+    """Write a network's weights, what they were trained on (`pipeline.provenance`) and with which settings.
+
+    They are contiguous however the network holds them.
+    """
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save({MODEL: weights, TRAINING: dict(training), SETTINGS: dict(settings or {})}, path)
 
 
 def settings_of_weights(config: Mapping[str, Any]) -> dict[str, Any]:

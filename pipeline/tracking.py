@@ -25,6 +25,7 @@ from pipeline.case_pictures import CasePictures
 from pipeline.checkpoint import TrainingState
 from pipeline.configuration import FOLDER, flattened, folder_digest, pathless, running_config
 from pipeline.data_inputs import dataset_inputs
+from pipeline.device_defaults import STATE
 from pipeline.errors import DataError, InputError, user_error
 from pipeline.failures import without_paths
 from pipeline.logged_model import put
@@ -51,6 +52,8 @@ EXPORT_SECONDS = "export_seconds"
 BEST = "model.pt"
 """The best weights, beside the state of a training."""
 
+CHOSEN = "chosen"
+"""Begins the parameters that say what was chosen by the device: `chosen.amp`."""
 
 STOPPED = "stopped by SIGTERM"
 
@@ -185,13 +188,18 @@ class TrackingHandler:
 
     def _describe(self, outbox: Outbox) -> None:
         """What a new run says of itself once."""
-        outbox.params({key[:250]: value for key, value in flattened(self.config).items()})
+        outbox.params({key[:250]: value for key, value in flattened(self.config).items()} | self._chosen())
         outbox.json(self.config, "config.json")
         outbox.json(flow(self.manifest), FLOW)
         outbox.text(environment_text(), "environment.txt")
         partitions = [self.partition] if self.evaluator is None else [self.partition, "validation"]
         for dataset in dataset_inputs(read(self.manifest), partitions):
             outbox.put("dataset", dataset)
+
+    def _chosen(self) -> dict[str, str]:
+        """How a training computes, where its configuration leaves that to the device."""
+        chosen = self.state.objects.get(STATE) if self.state is not None else None
+        return flattened(chosen.state_dict(), CHOSEN) if chosen is not None else {}
 
     def _begun(self, client: MlflowClient, run_id: str) -> None:
         """The store has the run: in the sending thread."""

@@ -88,7 +88,7 @@ FLOORS = [
         "registration",
         "seams",
     ],
-    ["quirks", "synthetic_projection", "case_pictures"],
+    ["quirks", "synthetic_projection", "case_pictures", "device_defaults"],
     ["defects", "volume_phantom"],
     ["tiling", "stopping", "epoch_clock", "studies", "certificate", "deployed", "out_of_memory"],
     ["tile_pass"],
