@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,8 @@ class Training:
     """Processes that augment beside the training."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return asdict(self)
+        """What a checkpoint keeps: `OF_THE_RESULT`."""
+        return {key: getattr(self, key) for key in OF_THE_RESULT}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to do: `training` has looked into the checkpoint before the network was built."""

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -199,7 +200,7 @@ class TrackingHandler:
     def _chosen(self) -> dict[str, str]:
         """How a training computes, where its configuration leaves that to the device."""
         chosen = self.state.objects.get(STATE) if self.state is not None else None
-        return flattened(chosen.state_dict(), CHOSEN) if chosen is not None else {}
+        return flattened(asdict(chosen), CHOSEN) if chosen is not None else {}
 
     def _begun(self, client: MlflowClient, run_id: str) -> None:
         """The store has the run: in the sending thread."""
