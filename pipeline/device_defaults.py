@@ -18,6 +18,7 @@ import torch
 
 from pipeline.errors import InputError
 from pipeline.precision import computes_in_bfloat16
+from pipeline.state_files import read_state
 
 logger = logging.getLogger("pipeline.device_defaults")
 
@@ -255,9 +256,8 @@ def _told(key: str, reason: str) -> bool:
 def _begun(path: Path) -> dict[str, Any]:
     """How the training in a checkpoint computes; nothing where the file is missing, broken or older."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return dict(saved.get(STATE, {}))
-    except Exception:  # the training's state refuses the file with its own sentence
+        return dict(read_state(path).get(STATE, {}))
+    except InputError:  # the training's state refuses the file with its own sentence
         return {}
 
 
