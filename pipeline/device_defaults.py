@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from pipeline import precision
 from pipeline.errors import InputError
-from pipeline.precision import computes_in_bfloat16
 from pipeline.state_files import read_state
 
 logger = logging.getLogger("pipeline.device_defaults")
@@ -89,21 +89,23 @@ class Inference:
 def facts(device: str | torch.device) -> Facts:
     """Look at a device."""
     found = torch.device(device)
-    return Facts(found.type, computes_in_bfloat16(found), _compiles_on(found.type), len(os.sched_getaffinity(0)))
+    return Facts(
+        found.type, precision.computes_in_bfloat16(found), _compiles_on(found.type), len(os.sched_getaffinity(0))
+    )
 
 
-def training_defaults(found: Facts, spatial_dims: int) -> Training:
-    """The choice for a training; what each part bought is in tests/benchmarks/README.md.
+def training_defaults(found: Facts, spatial_dims: int, amp: bool | None = None) -> Training:
+    """The choice for a training, where `amp` is not given; what each part bought is in tests/benchmarks/README.md.
 
     - bfloat16 where the device computes in it.
     - Channels last on a processor in float32, where oneDNN's convolutions then need no copies; on a GPU for images in
       bfloat16, whose tensor cores want them so. Elsewhere it costs more than it brings.
     - Compiled on a GPU: on a processor the minute that it takes is paid back by long trainings alone.
     """
-    gpu = found.kind == "cuda"
+    gpu, half = found.kind == "cuda", found.bfloat16 if amp is None else amp
     return Training(
-        amp=found.bfloat16,
-        channels_last=found.bfloat16 and spatial_dims == 2 if gpu else found.kind == "cpu" and not found.bfloat16,
+        amp=half,
+        channels_last=half and spatial_dims == 2 if gpu else found.kind == "cpu" and not half,
         compile=gpu and found.compiler,
         fused=found.kind in ("cpu", "cuda"),
         pinned=gpu,
@@ -134,7 +136,7 @@ def training(
         InputError: what is given is of another kind, or cannot work on the device.
     """
     found = facts(device)
-    chosen = overridden(training_defaults(found, spatial_dims), given, found)
+    chosen = overridden(training_defaults(found, spatial_dims, given.get("amp")), given, found)
     begun = {} if resumed_from is None else _begun(Path(resumed_from))
     kept = {key: begun[key] for key in OF_THE_RESULT if key in begun and given.get(key) is None}
     lost = [key for key, value in kept.items() if (reason := _refusal(key, value, found)) and _told(key, reason)]

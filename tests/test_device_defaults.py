@@ -37,6 +37,10 @@ def test_what_a_device_does_best(found, dims, line):
     assert in_words(training_defaults(found, dims), found) == line
 
 
+def test_float32_wants_channels_last_on_a_processor_that_has_bfloat16_too():
+    assert [training_defaults(NEW_CPU, 2, amp).channels_last for amp in (None, True, False)] == [False, False, True]
+
+
 def test_a_prediction_changes_no_number_by_default():
     assert [inference_defaults(found, 2).amp for found in (OLD_CPU, NEW_CPU, GPU)] == [False] * 3
 
