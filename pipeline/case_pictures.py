@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from monai.utils import CommonKeys
 
-from pipeline import body, overlay, planes
+from pipeline import body, overlay, planes, processes
 from pipeline.batches import classes, volume_spacing_mm
 from pipeline.metrics import dice_empty_scored, overlap_counts, pixel_error
 from pipeline.scoring import Scored
@@ -112,6 +112,10 @@ class CasePictures:
         packed = [zlib.compress(view.layers.tobytes(), SPEED) for view in views]
         hollow = [replace(view, layers=np.broadcast_to(np.uint8(0), view.layers.shape)) for view in views]
         self.kept.append(_Kept(order, case.id, case.patient, case.notes, hollow, packed))
+
+    def gather(self) -> None:
+        """Take in what other processes have kept of their cases; every process gets all, each case once."""
+        self.kept = list({kept.case: kept for share in processes.gathered(self.kept) for kept in share}.values())
 
     def pictures(self, *about: str) -> list[Picture]:
         """The worst cases, the worst first, the median and the best.

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
+from pipeline import processes
 from pipeline.atomic import atomic
 from pipeline.configuration import differences, flattened, pathless, running_config
 from pipeline.digests import file_digest
@@ -28,8 +29,8 @@ PREVIOUS = "previous_"
 """How the name of a checkpoint begins that an earlier training left."""
 
 MAY_CHANGE = (
-    "bundle_root", "dataset_dir", "device", "experiment", "log_model", "manifest", "memory_gb", "output_dir",
-    "parent_run", "pinned", "resume", "tile", "tracking_uri", "workers",
+    "bundle_root", "dataset_dir", "device", "distributed", "experiment", "log_model", "manifest", "memory_gb",
+    "output_dir", "parent_run", "pinned", "resume", "tile", "tracking_uri", "workers",
 )  # fmt: skip
 """Keys that a resume may give otherwise: where it runs and where its files lie. The manifest's digest is compared."""
 
@@ -77,7 +78,7 @@ class SaveBest:
 
     def __call__(self, engine: Engine) -> None:
         """Write the weights if this epoch is the best one."""
-        if engine.state.best_metric_epoch == engine.state.epoch:  # type: ignore[attr-defined]
+        if processes.is_first() and engine.state.best_metric_epoch == engine.state.epoch:  # type: ignore[attr-defined]
             save_weights(self.network, self.training, self.path, self.settings)
 
 
@@ -275,7 +276,7 @@ class SaveLast:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def _start(self, engine: Engine) -> None:
-        if self.state.saved:
+        if self.state.saved or not processes.is_first():
             return
         folder = self.state.path.parent
         for old in [self.state.path, folder / "model.pt", *folder.glob("epoch_*.pt")]:
@@ -286,6 +287,8 @@ class SaveLast:
 
     def __call__(self, engine: Engine) -> None:
         """Write the state."""
+        if not processes.is_first():
+            return
         epoch = engine.state.epoch
         if self.every is not None and epoch % self.every == 0:
             path = self.state.path.with_name(f"epoch_{epoch:04d}.pt")

@@ -24,7 +24,8 @@ from pipeline import (
     cli_verify,
 )
 from pipeline.cli_data import Folder
-from pipeline.errors import INTERRUPTED, DataError, InputError, user_error
+from pipeline.errors import INTERRUPTED, STOPPED, DataError, InputError, explained, say_once, user_error
+from pipeline.processes import speaks
 from pipeline.terminal import console
 from pipeline.terminal import progress as _progress
 from pipeline.terminal import say as _print
@@ -55,7 +56,7 @@ def main() -> None:
         sys.exit(_say(error))
     if code == INTERRUPTED:
         _close_bars()
-        sys.stderr.write("interrupted; what was complete is on disk\n")
+        say_once(STOPPED)
         eval("0")  # Python forgets that an interrupt passed through an eval() of MONAI's; else it exits by signal
     sys.exit(code)
 
@@ -71,10 +72,10 @@ def _say(error: Exception) -> int:
     if hasattr(error, "format_message"):  # an unknown option, a missing argument
         sys.stderr.write(f"error: {error.format_message()}\n")
         return InputError.exit_code
-    mistake = user_error(error)
+    mistake = user_error(explained(error))
     if mistake is None:
         raise error
-    sys.stderr.write(f"error: {mistake}\n")
+    say_once(f"error: {mistake}")
     return mistake.exit_code
 
 
@@ -224,7 +225,7 @@ def _run(
     """Print the command that does the same, unless the folder is there for this alone, and do it."""
     from pipeline import bundle as bundles
 
-    if shown:
+    if shown and speaks():
         _print(f"$ {bundles.command(folder, workflow, overrides, overlays)}")
     bundles.run(folder, workflow, overrides, overlays)
 

@@ -1,6 +1,7 @@
 """The two ways in which a user's input can be wrong, each told in one sentence."""
 
 import errno
+import os
 import re
 import sys
 from types import TracebackType
@@ -17,6 +18,9 @@ class DataError(InputError):
 
     exit_code = 1
 
+
+STOPPED = "interrupted; what was complete is on disk"
+"""What is said after Ctrl-C or SIGTERM."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM."""
@@ -59,6 +63,21 @@ def _raised_by_us(error: BaseException) -> bool:
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("pipeline.")
 
 
+def say_once(sentence: str) -> None:
+    """Tell the user, on stderr; of several processes of torchrun the first that has it to say tells it."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from pipeline import processes
+
+        if not processes.may_say(sentence):
+            return
+    sys.stderr.write(sentence + "\n")
+
+
+def explained(error: BaseException) -> BaseException:
+    """What is behind an error: of several processes another one's reason to end."""
+    return sys.modules["pipeline.processes"].explained(error) if "pipeline.processes" in sys.modules else error
+
+
 def say_plainly() -> None:
     """Let a user's mistake or Ctrl-C end the program with a sentence and an exit code, not with a traceback.
 
@@ -67,13 +86,13 @@ def say_plainly() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if kind is KeyboardInterrupt:
-            sys.stderr.write("interrupted; what was complete is on disk\n")
+            say_once(STOPPED)
             raise SystemExit(INTERRUPTED)
-        mistake = user_error(error)
+        mistake = user_error(explained(error))
         if mistake is None:
             sys.__excepthook__(kind, error, trace)
             return
-        sys.stderr.write(f"error: {mistake}\n")
+        say_once(f"error: {mistake}")
         raise SystemExit(mistake.exit_code)
 
     sys.excepthook = hook

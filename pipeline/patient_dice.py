@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.utils import CommonKeys
 
+from pipeline import processes
 from pipeline.batches import cases_of
 from pipeline.batches import classes as class_indices
 from pipeline.errors import DataError
@@ -70,6 +71,7 @@ class PatientDice(Metric):
         Raises:
             DataError: no patient has a pixel of any class but the background.
         """
+        self.counts = _together(processes.gathered(self.counts))
         defined = [values[~np.isnan(values)] for values in (dice(c)[1:] for c in self.counts.values())]
         patients = [float(values.mean()) for values in defined if values.size]
         if not patients:
@@ -80,6 +82,14 @@ class PatientDice(Metric):
         """Write the mean, as Ignite does, and the classes' own."""
         super().completed(engine, name)
         engine.state.metrics |= by_class(self.names[1:], [dice(counts)[1:] for counts in self.counts.values()])
+
+
+def _together(shares: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Patient -> counts, pooled over the processes that have validated some of the patient's cases."""
+    counts: dict[str, np.ndarray] = {}
+    for patient, more in (item for share in shares for item in share.items()):
+        counts[patient] = pooled([counts[patient], more]) if patient in counts else more
+    return counts
 
 
 class ClassDice:

@@ -13,6 +13,8 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from pipeline import processes
+
 logger = logging.getLogger("pipeline.progress")
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
@@ -65,7 +67,9 @@ class TrainingProgress:
         self._above_the_bar = ExitStack()
 
     def attach(self, engine: Engine) -> None:
-        """Follow an engine from its start to its end."""
+        """Follow an engine from its start to its end; of several processes the first one tells."""
+        if not processes.is_first():
+            return
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._step)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
@@ -87,7 +91,7 @@ class TrainingProgress:
 
     def _step(self, engine: Engine) -> None:
         outputs: Any = engine.state.output
-        self.images += len(outputs)
+        self.images += len(outputs) * processes.count()
         if self.bar is not None:
             self.bar.total = _steps(engine)
             rate = self.images / (time.monotonic() - self.start)

@@ -16,6 +16,7 @@ from ignite.engine import Engine, Events
 from monai.transforms import Compose
 from torch.utils.data import Dataset, Sampler
 
+from pipeline import processes
 from pipeline.stopwatch import Stopwatch
 
 
@@ -112,7 +113,8 @@ class SeedHandler:
         self.sampler.epoch = engine.state.epoch
 
     def _step(self, engine: Engine) -> None:
-        torch.manual_seed(seed_of(self.seed, engine.state.iteration))
+        others = [processes.rank()] if processes.rank() else []  # their dropout is not the first one's
+        torch.manual_seed(seed_of(self.seed, engine.state.iteration, *others))
 
 
 @contextmanager

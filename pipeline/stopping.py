@@ -13,6 +13,7 @@ from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from torch.optim.lr_scheduler import LRScheduler
 
+from pipeline import processes
 from pipeline.errors import DataError
 from pipeline.optimisation import set_epochs
 
@@ -73,7 +74,8 @@ class TimeBudget:
         now = time.monotonic()
         seconds = (now - self._epoch_start) / (self.last_timed - self._from)
         left = 60 * (self.minutes or 0) - (now - self._start)
-        engine.state.max_epochs = self.last_timed + max(0, math.floor(left / seconds))
+        epochs = self.last_timed + max(0, math.floor(left / seconds))
+        engine.state.max_epochs = processes.from_first(epochs)
         set_epochs(self.scheduler, engine.state.max_epochs)
         logger.info("%g minutes are %d epochs of %.1f s", self.minutes, engine.state.max_epochs, seconds)
 
@@ -179,6 +181,8 @@ class Watchdog:
     def _validated(self, _: Engine) -> None:
         if self.validations is None:
             return
+        counts = processes.gathered((self.predicted, self.referred))
+        self.predicted, self.referred = map(sum, zip(*counts, strict=True))
         if self.predicted or not self.referred:
             self.validations = None  # it predicts something: from here on it is a matter of scores
             return

@@ -20,7 +20,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 
-from pipeline import learning_curves, logged_table
+from pipeline import learning_curves, logged_table, processes
 from pipeline.batches import cases_of
 from pipeline.case_pictures import CasePictures
 from pipeline.checkpoint import TrainingState
@@ -165,11 +165,15 @@ class TrackingHandler:
         return timed
 
     def _start(self, _: Engine) -> None:
+        if not processes.is_first():
+            return
         self.output_dir.mkdir(parents=True, exist_ok=True)
         if self.state is not None:
             self.state.lock()
         if threading.current_thread() is threading.main_thread():
             self._previous_sigterm = signal.signal(signal.SIGTERM, self._interrupt) or signal.SIG_DFL
+            if processes.count() > 1:
+                signal.signal(signal.SIGINT, self._interrupt)  # torchrun hands on one that has reached all already
         before = self.state.run_id if self.state is not None else ""
         self._resumed = bool(before)
         outbox = Outbox(self.store, self.output_dir, key=before, begun=self._begun)
@@ -190,6 +194,8 @@ class TrackingHandler:
     def _describe(self, outbox: Outbox) -> None:
         """What a new run says of itself once."""
         outbox.params({key[:250]: value for key, value in flattened(self.config).items()} | self._chosen())
+        if processes.count() > 1:
+            outbox.params({"processes": str(processes.count())})
         outbox.json(self.config, "config.json")
         outbox.json(flow(self.manifest), FLOW)
         outbox.text(environment_text(), "environment.txt")
@@ -219,6 +225,8 @@ class TrackingHandler:
         self._clock = time.perf_counter()
 
     def _interrupt(self, _signal: int, frame: FrameType | None) -> None:
+        if self._asked_to_stop and processes.count() > 1:
+            return
         self._asked_to_stop = True
         if frame is None or frame.f_globals.get("__name__") != "logging":  # whose lock would be held for ever
             raise KeyboardInterrupt(STOPPED)
@@ -228,7 +236,7 @@ class TrackingHandler:
             raise KeyboardInterrupt(STOPPED)
         outputs: Any = engine.state.output  # taken apart into cases, the batch's loss with each of them
         self._images += len(outputs)
-        if CommonKeys.LOSS in outputs[0]:
+        if outputs and CommonKeys.LOSS in outputs[0]:
             self._losses.append(float(outputs[0][CommonKeys.LOSS]))
 
     def _epoch_completed(self, engine: Engine) -> None:
@@ -239,13 +247,16 @@ class TrackingHandler:
             engine.state.metrics["loss"] = sum(self._losses) / len(self._losses)
         if self.optimizer is not None:
             engine.state.metrics["learning_rate"] = self.optimizer.param_groups[0]["lr"]
-        engine.state.metrics["images_per_second"] = self._images / seconds
+        engine.state.metrics["images_per_second"] = sum(processes.gathered(self._images)) / seconds
         self._log(scalars(engine.state.metrics), engine.state.epoch)
 
     def _validated(self, evaluator: Engine) -> None:
         state = evaluator.state
         self._log(scalars(state.metrics), state.epoch)
-        if state.best_metric_epoch == state.epoch and self.outbox is not None:  # type: ignore[attr-defined]
+        if state.best_metric_epoch != state.epoch:  # type: ignore[attr-defined]
+            return
+        self._pictures.gather()
+        if self.outbox is not None:
             for name, picture in self._pictures.drawn(f"epoch {state.epoch}").items():
                 self.outbox.picture(picture, f"{PICTURES}/{name}")
 
@@ -267,6 +278,7 @@ class TrackingHandler:
         self._end("FINISHED")
 
     def _exception(self, engine: Engine, error: BaseException) -> None:
+        error = processes.told(error)
         stopped = isinstance(error, (KeyboardInterrupt, SystemExit))
         failure = "" if stopped else without_paths(error, self._cases())
         hint = not isinstance(user_error(error), DataError)

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = [
-    ["verdicts", "release_files", "retrain_record"],
+    ["verdicts", "release_files", "retrain_record", "processes"],
     [
         "errors",
         "progress",
@@ -87,7 +87,9 @@ FLOORS = [
         "groups",
         "registration",
         "seams",
+        "global_batch_norm",
     ],
+    ["shares"],
     ["quirks", "synthetic_projection", "case_pictures", "device_defaults"],
     ["defects", "volume_phantom"],
     ["tiling", "stopping", "epoch_clock", "studies", "certificate", "deployed", "out_of_memory"],
