@@ -12,8 +12,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
+from pipeline.device_defaults import facts, inference_defaults
+from pipeline.engines import started
 from pipeline.folding import Fold, foldable, folded
 from pipeline.reach import Analysis
+from pipeline.tiling import device_of
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ class _Known:
     layers: str
     fold: Fold
     weights: list[tuple[torch.Tensor, int]] = field(default_factory=list)
-    copies: dict[bool, nn.Module] = field(default_factory=dict)
+    copies: dict[tuple[bool, str | None], nn.Module] = field(default_factory=dict)
 
 
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
@@ -55,6 +58,17 @@ def small_input(analysis: Analysis, shape: Sequence[int]) -> tuple[int, ...]:
     return (1, shape[1], *(reach.cover(2 * reach.stride) for reach in analysis.axes))
 
 
+def channels_together(network: nn.Module, analysis: Analysis) -> bool:
+    """Whether a network's copy keeps a pixel's channels together: by device, and never where a layer needs them apart.
+
+    An instance norm copies them apart and back, and float64 has no kernels for them.
+    """
+    apart = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+    if analysis.dtype == torch.float64 or any(isinstance(module, apart) for module in network.modules()):
+        return False
+    return inference_defaults(facts(device_of(network)), len(analysis.axes)).channels_last
+
+
 def fold_of(network: nn.Module, size: Sequence[int]) -> Fold:
     """What may be folded in a network, found at the first call and remembered.
 
@@ -65,28 +79,37 @@ def fold_of(network: nn.Module, size: Sequence[int]) -> Fold:
     return _known(network, size).fold
 
 
-def deployed(network: nn.Module, size: Sequence[int], *, channels_last: bool) -> nn.Module:
+def deployed(
+    network: nn.Module, analysis: Analysis, size: Sequence[int], *, channels_last: bool, engine: str | None = None
+) -> nn.Module:
     """Give the copy of a network that is to be run; made again when the weights have changed.
 
     A change is noticed by the tensors' version counters, so one that goes around them, through ``.data``, is not.
 
     Args:
         network: which may be `replaced`; it stays as it is.
+        analysis: of the network.
         size: (1, C, ...) of an input that it takes.
         channels_last: keep a pixel's channels together.
+        engine: what runs it, see `pipeline.engines`.
 
     Returns:
         The copy, its answers those of the network but for rounding; to be fed with that layout.
+
+    Raises:
+        InputError: the engine cannot run it.
     """
     known = _known(network, size)
     now = _weights(network)
     if not _same(known.weights, now):
         known.weights = now
         known.copies.clear()
-    if channels_last not in known.copies:
+    key = channels_last, engine
+    if key not in known.copies:
         copy = folded(network, known.fold)
-        known.copies[channels_last] = _laid_out(copy, len(size) - 2) if channels_last else copy
-    return known.copies[channels_last]
+        copy = _laid_out(copy, len(size) - 2) if channels_last else copy
+        known.copies[key] = started(engine, copy, size, [r.stride for r in analysis.axes]) if engine else copy
+    return known.copies[key]
 
 
 def _laid_out(network: Any, dims: int) -> nn.Module:

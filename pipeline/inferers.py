@@ -13,13 +13,13 @@ from monai.data import MetaTensor
 from monai.inferers.inferer import Inferer
 from torch import nn
 
-from pipeline.deployed import LAYOUTS, deployed, fold_of, replaced, small_input
+from pipeline.deployed import LAYOUTS, channels_together, deployed, fold_of, replaced, small_input
+from pipeline.engines import checked_name
 from pipeline.folding import folded
 from pipeline.out_of_memory import halved, is_out_of_memory
-from pipeline.precision import prefers_channels_last
 from pipeline.reach import Analysis, NotOneTensorError, Reach, analyse, unwrap
 from pipeline.tile_pass import TilePass
-from pipeline.tiling import Plan, Planner, Settings, by, device_of, per_axis
+from pipeline.tiling import Plan, Planner, Settings, by, per_axis
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,11 @@ class OverlapTileInferer(Inferer):
         memory_gb: what one batch of tiles may take (10**9 bytes); None for half of what is free.
         batch_size: number of tiles per forward pass.
         progress: show a progress bar.
+        engine: what runs a network in eval mode without gradients: None for PyTorch as it is, `"compiled"` for
+            `torch.compile`, `"openvino"` for OpenVINO on the CPU (an extra); another network runs as it is.
 
     Raises:
+        InputError: the engine is none of these, or cannot run the network as PyTorch does.
         ValueError: an argument is out of range.
 
     Example:
@@ -75,6 +78,7 @@ class OverlapTileInferer(Inferer):
         memory_gb: float | None = None,
         batch_size: int = 1,
         progress: bool = False,
+        engine: str | None = None,
     ) -> None:
         if border not in (None, "network", "mirror"):
             raise ValueError(f"`border` must be None, 'network' or 'mirror', got {border!r}")
@@ -84,6 +88,7 @@ class OverlapTileInferer(Inferer):
             raise ValueError(f"`memory_gb` must be larger than 0, got {memory_gb!r}: None takes half of what is free")
         self.tile, self.border, self.margin = _sizes("tile", tile, 1), border, _sizes("margin", margin, 0)
         self.memory_gb, self.batch_size, self.progress = memory_gb, batch_size, progress
+        self.engine = checked_name(engine)
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -182,6 +187,7 @@ class OverlapTileInferer(Inferer):
         if key not in analysis.plans:
             if analysis.twin is not None and analysis.light is None and replaced(network, analysis):
                 analysis.light = folded(analysis.twin, fold_of(unwrap(network), small_input(analysis, shape)))
+                analysis.channels_last = channels_together(network, analysis)
             analysis.plans[key] = Planner(settings, shape, network, analysis).plan()
             logger.info("%s", analysis.plans[key])
         return analysis, analysis.plans[key]
@@ -205,10 +211,10 @@ class OverlapTileInferer(Inferer):
         """The pass of the network over the image's tiles, or of its deployed copy where that may run in its place."""
         layout = None
         if replaced(network, analysis):
-            dims = image.dim() - 2
-            last = prefers_channels_last(network, device_of(network), analysis.dtype)
-            network = deployed(unwrap(network), small_input(analysis, image.shape), channels_last=last)
-            layout = LAYOUTS[dims] if last else None
+            last = analysis.channels_last
+            small = small_input(analysis, image.shape)
+            network = deployed(unwrap(network), analysis, small, channels_last=last, engine=self.engine)
+            layout = LAYOUTS[image.dim() - 2] if last else None
         return TilePass(image, network, plan, args=args, kwargs=kwargs, layout=layout)
 
     def _smaller(

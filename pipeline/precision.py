@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from monai.inferers import Inferer
-from torch import nn
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
@@ -18,16 +17,6 @@ def computes_in_bfloat16(device: torch.device) -> bool:
         found = torch.cpu.get_capabilities()
         return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("sve_bf16"))
     return False
-
-
-def prefers_channels_last(network: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a device runs a network faster where a pixel's channels lie together.
-
-    Convolutions do; an instance norm copies them apart and back, and float64 has no such kernels.
-    """
-    instance = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
-    apart = dtype == torch.float64 or any(isinstance(module, instance) for module in network.modules())
-    return device.type in ("cpu", "cuda") and not apart
 
 
 class AutocastInferer(Inferer):

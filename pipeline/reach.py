@@ -61,7 +61,8 @@ class Reach:
 class Analysis:
     """The reach of a network along each axis, and why tiling it is not exact ("" where it is).
 
-    Its memory is estimated with `twin`, a copy without data, or with `light`, one of its deployed copy.
+    Its memory is estimated with `twin`, a copy without data, or with `light`, one of its deployed copy, which may
+    keep a pixel's channels together.
     """
 
     axes: tuple[Reach, ...]
@@ -69,6 +70,7 @@ class Analysis:
     twin: nn.Module | None = None
     dtype: torch.dtype = torch.float32
     light: nn.Module | None = None
+    channels_last: bool = False
     plans: dict[Any, Any] = field(default_factory=dict)
     peaks: dict[Any, float] = field(default_factory=dict)
     warned: set[Any] = field(default_factory=set)

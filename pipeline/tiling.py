@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pipeline.memory import WORKSPACE, available_bytes, peak_bytes
+from pipeline.memory import available_bytes, inference_bytes
 from pipeline.reach import Analysis
 
 MOST_TILES = 24
@@ -279,7 +279,9 @@ class Planner:
         if twin is None:
             return math.nan
         try:
-            return WORKSPACE * peak_bytes(twin, torch.empty(shape, dtype=self.analysis.dtype, device="meta"))
+            x = torch.empty(shape, dtype=self.analysis.dtype, device="meta")
+            last = twin is self.analysis.light and self.analysis.channels_last
+            return inference_bytes(twin, x, device_of(self.network), channels_last=last)
         except (RuntimeError, ValueError, TypeError):
             return math.nan
 
