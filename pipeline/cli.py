@@ -35,6 +35,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"max_content_width": 120},
+    rich_markup_mode=None,  # help in plain text: what draws boxes takes longer to load than all the rest
 )
 app.add_typer(cli_phantom.app, name="phantom")
 
@@ -251,7 +253,7 @@ def _print_scores(table: dict[str, Any]) -> None:
 
     checkpoint = table["checkpoint_sha256"][:12]
     _print(f"\n{table['partition']} partition of {table['manifest']}, checkpoint {checkpoint}")
-    console.print(tables.scores(table))
+    console().print(tables.scores(table))
     said = [*tables.notes(table), provenance.sentence(table)]
     _print("\n".join(said))
     if "separation" in table:

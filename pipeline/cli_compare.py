@@ -63,9 +63,9 @@ def compare(
     _announce(plan)
     found = comparing.compare(plan, run=child_process.start_child, say=_say_now)
     say("")
-    console.print(tables.paired_scores(found))
+    console().print(tables.paired_scores(found))
     say("")
-    console.print(tables.paired_differences(found))
+    console().print(tables.paired_differences(found))
     say("\n" + "\n".join(found["cautions"]))
     say(f"Every measure: {output / comparing.COMPARISON}\nThe picture: {output / comparing.PICTURE}")
 
@@ -102,7 +102,7 @@ def crossvalidate(
     _announce(plan)
     table = comparing.cross_validate(plan, run=child_process.start_child, say=_say_now)
     say("")
-    console.print(tables.scores(table))
+    console().print(tables.scores(table))
     objects = instance_scores.lines(table["instances"]) if "instances" in table else []
     surfaces = surface_distances.lines(table["surface_distances"]) if "surface_distances" in table else []
     trusted = calibration.lines(table["calibration"]) if "calibration" in table else []

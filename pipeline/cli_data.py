@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from pipeline import cli_dicom
 from pipeline.errors import DataError, InputError
@@ -168,7 +167,7 @@ def split(
     manifests.write(after, manifest)
     dealt = sum(1 for _ in after.assigned()) - sum(1 for _ in before.assigned())
     unit = manifests.unit_name(after)
-    console.print(tables.partitions(_counts(after), unit))
+    console().print(tables.partitions(_counts(after), unit))
     what, place = ("section" if by is SplitBy.section else unit), ("fold" if folds else "partition")
     _print(f"{dealt} cases dealt by {what}; every earlier one kept its {place} -> {manifest}")
 
@@ -258,7 +257,9 @@ def _class(word: str) -> tuple[str, str]:
 
 def print_findings(findings: Sequence[Finding]) -> None:
     """One line each, in columns; a message is never wrapped, so that it can be searched for."""
+    from rich.markup import escape
+
     width = max((len(finding.rule) for finding in findings), default=0)
     for finding in findings:
         colour = "red" if finding.severity == "error" else "yellow"
-        console.print(f"[{colour}]{finding.severity:<7}[/]  {finding.rule:<{width}}  {escape(finding.message)}")
+        console().print(f"[{colour}]{finding.severity:<7}[/]  {finding.rule:<{width}}  {escape(finding.message)}")

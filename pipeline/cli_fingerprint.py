@@ -62,7 +62,7 @@ def fingerprint(
     fingerprints.write(found, folder / FILES[0], more)
     fingerprint_picture.save(found, folder / FILES[1])
     for table in summary(found):
-        console.print(table)
+        console().print(table)
         say("")
     for sentence in sentences:
         say(f"! {sentence}")

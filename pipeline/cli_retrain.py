@@ -111,4 +111,4 @@ def _show(findings: Sequence[Finding]) -> None:
 def _say_now(text: str) -> None:
     """Print before a child process writes to the same place."""
     say(text)
-    console.file.flush()
+    console().file.flush()

@@ -25,7 +25,7 @@ def runs(
         if not (Path(store) / "mlflow.db").is_file():
             raise InputError(f"{store}: no mlflow.db in it; give the output folder of a training, or a tracking URI")
         uri = stores.sqlite_store(Path(store))
-    console.print(tables.runs(stores.runs(uri)))
+    console().print(tables.runs(stores.runs(uri)))
 
 
 def sync(

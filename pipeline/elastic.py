@@ -19,6 +19,8 @@ from monai.transforms import MapTransform, RandomizableTransform
 from monai.utils import convert_to_tensor
 from torch.nn import functional
 
+from pipeline.sampling import mirrored, sample
+
 MODES = ("bilinear", "nearest")
 POINTS = 3
 """Control points per axis, the paper's."""
@@ -102,13 +104,27 @@ def affine(
 
 
 def coordinates(warp: Warp, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Where in the image every pixel of the output looks: (*size, dims) float32."""
-    positions = displacement(_tensor(warp.control @ warp.matrix.T, device), warp.size)
-    for axis, n in enumerate(warp.size):
-        line = (np.arange(n) - (n - 1) / 2)[:, None] * warp.matrix[:, axis] + (warp.centre if axis == 0 else 0)
-        shape = [n if other == axis else 1 for other in range(len(warp.size))]
-        positions += _tensor(line, device).view(*shape, -1)
-    return positions
+    """Where in the image every pixel of the output looks: (*size, dims) float32, each coordinate lies in a plane.
+
+    The displacement is separable and the matrix linear along each axis: along the last one both are a product of two
+    small matrices, which writes the coordinates once.
+    """
+    dims = len(warp.size)
+    control = _tensor(warp.control @ warp.matrix.T, device)
+    weights = [bicubic_weights(n, p).to(control) for n, p in zip(warp.size, control.shape, strict=False)]
+    lines = [
+        _tensor(np.outer(column, np.arange(n) - (n - 1) / 2) + (warp.centre[:, None] if axis == 0 else 0), device)
+        for axis, (n, column) in enumerate(zip(warp.size, warp.matrix.T, strict=True))
+    ]  # each (dims, n)
+    if dims == 2:
+        bent, straight = torch.einsum("ijc,xi->cxj", control, weights[0]), lines[0]
+    else:
+        bent = torch.einsum("ijkc,xi,yj->cxyk", control, *weights[:2]).flatten(1, 2)
+        straight = (lines[0][:, :, None] + lines[1][:, None]).flatten(1)
+    left = torch.cat([bent, straight[..., None]], -1)  # (dims, all other pixels, points + 1)
+    right = torch.cat([weights[-1].T, torch.ones_like(weights[-1].T[:1])])  # (points + 1, pixels of the last axis)
+    planes = torch.baddbmm(lines[-1][:, None], left, right.expand(dims, -1, -1))
+    return planes.view(dims, *warp.size).movedim(0, -1)
 
 
 def resample(images: Sequence[torch.Tensor], modes: Sequence[str], warp: Warp) -> list[torch.Tensor]:
@@ -125,13 +141,8 @@ def resample(images: Sequence[torch.Tensor], modes: Sequence[str], warp: Warp) -
     window, first, last = _window(images[0].shape[1:], warp)
     scale = 2 / np.maximum(last - first, 1)  # `grid_sample` wants -1 .. 1 and the axes in reverse
     centre, matrix = scale * (warp.centre - first) - 1, scale[:, None] * warp.matrix
-    grid = coordinates(warp._replace(centre=centre[::-1], matrix=matrix[::-1]), images[0].device)[None]
-    return [_sample(image[window], grid, mode) for image, mode in zip(images, modes, strict=True)]
-
-
-def _sample(image: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
-    sampled = functional.grid_sample(image.float()[None], grid, mode, "reflection", align_corners=True)[0]
-    return sampled.to(image.dtype) if mode == "nearest" else sampled
+    grid = mirrored(coordinates(warp._replace(centre=centre[::-1], matrix=matrix[::-1]), images[0].device))
+    return [sample(image[window], grid, mode) for image, mode in zip(images, modes, strict=True)]
 
 
 def _window(shape: Sequence[int], warp: Warp) -> tuple[tuple[slice, ...], np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from pipeline.errors import InputError
 from pipeline.heartbeat import Heart, first_beat, reconcile
 from pipeline.journal import ARTIFACT, UNSENT, Journal, keep_file, now_ms
 from pipeline.senders import PIXELS, SENDERS, as_json
-from pipeline.store import MlflowClient, reason, shown
+from pipeline.store import SQLITE, MlflowClient, reason, shown, sqlite_store
 
 __all__ = ["SENDERS", "Outbox"]
 
@@ -60,6 +60,7 @@ class Outbox:
         self.delivery = Delivery(self.store, self.key, self.journal, begun=self._begun, quiet=quiet)
         self.begun = begun
         self.heart: Heart | None = None
+        self._new_file = self._ended = False
 
     @property
     def run_id(self) -> str:
@@ -78,7 +79,7 @@ class Outbox:
         what: str = "training",
         option: str = "`tracking_uri`",
     ) -> None:
-        """Begin the run, or take it up again, and wait a moment for the store.
+        """Begin the run, or take it up again, and wait a moment for the store; for one that has yet to be made, not.
 
         Args:
             experiment: made if it does not exist.
@@ -104,7 +105,11 @@ class Outbox:
         payload |= {"id": uuid.uuid4().hex, "at": now_ms()}
         payload |= {"store": self.store if shown(self.store) == self.store else ""}  # no password on the disk
         self.put(BEGIN, payload)
-        self.delivery.start_and_wait(START_SECONDS)
+        self._new_file = not resumed and _is_to_be_made(self.store, self.folder)
+        if self._new_file:  # MLflow is busy for seconds; the folder can be written to, for the journal is in it
+            self.delivery.start()
+        else:
+            self.delivery.start_and_wait(START_SECONDS)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set tags."""
@@ -151,6 +156,7 @@ class Outbox:
 
     def end(self, status: str, failure: str = "") -> None:
         """Say how the run ended: FINISHED, FAILED or KILLED, and why."""
+        self._ended = True
         if self.heart is not None:
             self.heart.stop()
         self.put(END, {"status": status, "failure": failure, "at": now_ms()})
@@ -159,17 +165,19 @@ class Outbox:
         """Wait until everything is sent; what is not stays in the journal.
 
         Args:
-            seconds: without anything getting through, after which it is left; None: `END_SECONDS`.
+            seconds: without anything getting through, after which it is left; None: `END_SECONDS`, and the time
+                that a store may take to be made.
 
         Returns:
             How many entries that is.
         """
-        return self.delivery.close(END_SECONDS if seconds is None else seconds)
+        making = START_SECONDS if self._new_file and not self.run_id else 0.0
+        return self.delivery.close(END_SECONDS + making if seconds is None else seconds)
 
     def _begun(self, client: MlflowClient, run_id: str) -> None:
         """The store has the run, which lives in this process: in the sending thread."""
         logger.info("MLflow run %s in %s", run_id, shown(self.store))
-        if not self.delivery.quiet:
+        if not self.delivery.quiet and not self._ended:
             self.heart = Heart(client, run_id, failed=self.delivery.trouble)
             self.heart.start()
             reconcile(client)
@@ -185,6 +193,11 @@ class Outbox:
             self.journal.close()
             raise InputError(f"{self.journal.folder}: does not say where to send it; give --tracking-uri")
         return str(begun.payload["store"])
+
+
+def _is_to_be_made(store: str, folder: Path) -> bool:
+    """Whether the store is the results' own file and not there yet."""
+    return store == sqlite_store(folder) and not Path(store.removeprefix(SQLITE)).exists()
 
 
 def _copied(source: Path) -> Callable[[Path], Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
@@ -12,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
-from http import HTTPStatus
 from pathlib import Path
 from subprocess import STDOUT, Popen
 from typing import IO, Any
@@ -193,12 +191,15 @@ def _reached(host: str) -> str:
 
 def _ask(host: str, port: int, method: str, path: str, body: str | None = None) -> bool:
     """Whether the server says yes; asked without any proxy that the environment may name."""
+    from http import HTTPStatus
+    from http.client import HTTPConnection, HTTPException  # loads ssl, which `overtile --help` does without
+
     try:
-        with closing(http.client.HTTPConnection(_reached(host), port, timeout=ANSWER_SECONDS)) as connection:
+        with closing(HTTPConnection(_reached(host), port, timeout=ANSWER_SECONDS)) as connection:
             connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
             with connection.getresponse() as answer:
                 return answer.status == HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
+    except (OSError, HTTPException):
         return False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from platform import python_version
 from typing import Any
@@ -146,5 +146,12 @@ class RunStory:
 
 def environment_text() -> str:
     """Every installed package and its version, as `requirements.txt` has them."""
-    lines = sorted({f"{one.name}=={one.version}" for one in distributions() if one.name}, key=str.lower)
+    lines = sorted({line for one in distributions() if (line := _name_and_version(one))}, key=str.lower)
     return "\n".join([f"# Python {python_version()}", *lines]) + "\n"
+
+
+def _name_and_version(package: Distribution) -> str:
+    """`NAME==VERSION`; a package's description is not parsed, which over all of them takes a second."""
+    head = (package.read_text("METADATA") or package.read_text("PKG-INFO") or "").partition("\n\n")[0]
+    found = dict(line.split(": ", 1) for line in head.splitlines() if line.startswith(("Name: ", "Version: ")))
+    return f"{found['Name']}=={found['Version']}" if len(found) == 2 else ""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import track
+if TYPE_CHECKING:
+    from rich.console import Console
 
 LINE_EVERY_SECONDS = 10
 """Where there is no terminal, long work prints a plain line this often."""
@@ -16,18 +17,26 @@ LINE_EVERY_SECONDS = 10
 PLAIN_WIDTH = 160
 """Columns of a table where there is no terminal."""
 
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+
+@cache
+def console() -> Console:
+    """The one console; rich is loaded when something is first printed, not for `--help`."""
+    from rich.console import Console
+
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 
 
 def say(text: str) -> None:
     """Print as it is: brackets in a path are no markup."""
-    console.print(text, markup=False, highlight=False)
+    console().print(text, markup=False, highlight=False)
 
 
 def progress(items: Iterable[Any], total: int, description: str) -> Iterator[Any]:
     """A bar on a terminal, a plain line every few seconds otherwise."""
-    if console.is_terminal:
-        yield from track(items, description=description, total=total, console=console)
+    if console().is_terminal:
+        from rich.progress import track
+
+        yield from track(items, description=description, total=total, console=console())
         return
     last = time.monotonic()
     for number, item in enumerate(items, start=1):

@@ -179,6 +179,7 @@ class TrackingHandler:
         outbox = Outbox(self.store, self.output_dir, key=before, begun=self._begun)
         name = self.story.name(datetime.now().astimezone())
         tags = self.story.begun()
+        machine = None if before else SystemMetrics(self._log)  # MLflow makes one thing at a time: before the store
         if self.parent:
             tags[FOLDER] = folder_digest(self.parent, str(self.output_dir))
         outbox.begin(
@@ -187,9 +188,9 @@ class TrackingHandler:
         self.outbox = outbox
         if self.state is not None:
             self.state.run_id = outbox.key
-        if not before:
+        if machine is not None:
             self._describe(outbox)
-            self._measure_machine(0)
+            self._measure(machine)
 
     def _describe(self, outbox: Outbox) -> None:
         """What a new run says of itself once."""
@@ -211,11 +212,11 @@ class TrackingHandler:
     def _begun(self, client: MlflowClient, run_id: str) -> None:
         """The store has the run: in the sending thread."""
         if self._resumed and not self._over:  # only the store knows how many points the machine has there
-            self._measure_machine(next_point(client, run_id))
+            self._measure(SystemMetrics(self._log, next_point(client, run_id)))
 
-    def _measure_machine(self, first: int) -> None:
+    def _measure(self, machine: SystemMetrics) -> None:
         if self.state is not None:  # of an evaluation, MLflow's page would show them before its scores
-            self.machine = SystemMetrics(self._log, first)
+            self.machine = machine
             self.machine.start()
 
     def _epoch_started(self, engine: Engine) -> None:

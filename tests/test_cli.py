@@ -2,6 +2,8 @@ import json
 import re
 import shutil
 import sqlite3
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -228,3 +230,10 @@ def test_runs_of_a_folder_without_any(overtile, tmp_path):
     code, output = overtile("runs", tmp_path)
     assert code == 2
     assert f"{tmp_path}: no mlflow.db in it; give the output folder of a training, or a tracking URI" in output
+
+
+def test_help_loads_nothing_that_takes_long():
+    code = "import sys; from pipeline.cli import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    heavy = {"torch", "monai", "pandas", "numpy", "scipy", "mlflow", "matplotlib", "pydicom", "rich", "ssl", "asyncio"}
+    assert "crossvalidate" in said and not heavy & set(said.split())

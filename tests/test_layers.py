@@ -47,7 +47,7 @@ FLOORS = [
     ["outbox"],
     ["sync"],
     ["paired_picture", "pictures", "volumes", "dicom_pixels", "header_file"],
-    ["charts"],
+    ["charts", "sampling"],
     [
         "networks",
         "resizing",
