@@ -63,7 +63,7 @@ COUNTS = (
 
 OPTIONAL_NUMBERS = (
     "minutes", "clip_norm", "patience", "save_every", "give_up_after", "elastic_sigma", "memory_gb",
-    "size", "workers",
+    "size", "workers", "cache_gb",
 )  # fmt: skip
 """Top-level keys that are a number or null, whatever they are by default."""
 

@@ -29,7 +29,7 @@ PREVIOUS = "previous_"
 """How the name of a checkpoint begins that an earlier training left."""
 
 MAY_CHANGE = (
-    "bundle_root", "dataset_dir", "device", "distributed", "engine", "experiment", "log_model", "manifest",
+    "bundle_root", "cache_gb", "dataset_dir", "device", "distributed", "engine", "experiment", "log_model", "manifest",
     "memory_gb", "output_dir", "parent_run", "pinned", "resume", "tile", "tracking_uri", "workers",
 )  # fmt: skip
 """Keys that a resume may give otherwise: where it runs and where its files lie. The manifest's digest is compared."""
