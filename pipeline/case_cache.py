@@ -51,7 +51,7 @@ class BoundedCacheDataset(TimedCacheDataset):
         data: as MONAI's CacheDataset has it.
         transform: that prepares a case.
         memory_gb: what the cases may take in memory; None is half of what is free, looked at anew with every case.
-        free: gives the free bytes.
+        free: gives the free bytes; None asks the machine.
         keywords: of MONAI's CacheDataset.
     """
 
@@ -64,11 +64,11 @@ class BoundedCacheDataset(TimedCacheDataset):
         transform: Any,
         *,
         memory_gb: float | None = None,
-        free: Callable[[], int] = lambda: available_bytes(torch.device("cpu")),
+        free: Callable[[], int] | None = None,
         **keywords: Any,
     ) -> None:
         self.memory_gb = memory_gb
-        self.free = free
+        self.free = free or free_memory
         self._mapped = MappedArrays()
         self.mapped_cases = 0
         self.held[id(self)] = 0
@@ -103,6 +103,11 @@ class BoundedCacheDataset(TimedCacheDataset):
             return self.held[id(self)] + size <= self.memory_gb * 1e9
         held = sum(self.held.values()) + size
         return held <= (self.free() + held) / 2
+
+
+def free_memory() -> int:
+    """Bytes that are free on the host. (A function with a name, so that a dataset can go to a process by pickle.)"""
+    return available_bytes(torch.device("cpu"))
 
 
 def _tensors(item: Any) -> Iterator[torch.Tensor]:

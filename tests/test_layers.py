@@ -89,12 +89,8 @@ FLOORS = [
         "seams",
         "global_batch_norm",
     ],
-<<<<<<< HEAD
     ["shares"],
-    ["quirks", "synthetic_projection", "case_pictures", "device_defaults"],
-=======
     ["quirks", "synthetic_projection", "case_cache", "case_pictures", "device_defaults"],
->>>>>>> 69c4b83 (Prepared cases take at most half of the free memory, what is beyond lies in a mapped file; benchmark of training beside the model zoo, nnU-Net and a plain loop)
     ["defects", "volume_phantom"],
     ["tiling", "stopping", "epoch_clock", "studies", "certificate", "out_of_memory", "engines"],
     ["deployed"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,6 +175,7 @@ def _contend(name: str, task: Task, epochs: int, connection: Connection) -> None
     from tests.benchmarks import training_contenders as contenders
     from tests.benchmarks.training_nnunet import nnunet
 
+    _fork()
     trainings: dict[str, Callable[..., None]] = {
         OURS: contenders.ours,
         ALONE: contenders.network_alone,
@@ -216,8 +218,15 @@ def _apart(work: str, task: Task, *numbers: int) -> Any:
 def _called(work: str, task: Task, *numbers: int) -> Any:
     from tests.benchmarks import training_contenders as contenders
 
+    _fork()
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         return getattr(contenders, work)(task, Path(folder), *numbers)
+
+
+def _fork() -> None:
+    """Let loaders start their processes as Linux does: a spawned process would spawn its own, which takes seconds."""
+    if sys.platform == "linux":
+        multiprocessing.set_start_method("fork", force=True)
 
 
 @contextlib.contextmanager
