@@ -106,7 +106,7 @@ class BoundedCacheDataset(TimedCacheDataset):
 
 
 def free_memory() -> int:
-    """Bytes that are free on the host. (A function with a name, so that a dataset can go to a process by pickle.)"""
+    """Bytes that are free on the host. A function with a name: a dataset may go to a process by pickle."""
     return available_bytes(torch.device("cpu"))
 
 
