@@ -294,7 +294,7 @@ OF_THE_CONTENTS = {
     "import in the metadata": (metadata(lambda m: m.update(task="$import antigravity")), "configs", "would be taken for an expression"),
     "debugger": (config(lambda c: c["network_def"].update(_mode_="debug")), "configs", "'_mode_' is no key"),
     "breakpoint": (config(lambda c: c["network_def"].update(_debug_=True)), "configs", "'_debug_' is no key"),
-    "code to initialise": (config(lambda c: c["initialize"].append(f"${PAYLOAD}"), "train.json"), "configs", "configs/train.json: initialize#2: "),
+    "code to initialise": (config(lambda c: c["initialize"].append(f"${PAYLOAD}"), "train.json"), "configs", "configs/train.json: initialize#3: "),
     "code to finalise": (config(lambda c: c.update(finalize=[f"${PAYLOAD}"]), "evaluate.json"), "configs", "configs/evaluate.json: finalize#0: "),
     "hook of the loader": (config(lambda c: c["train"]["dataloader"].update(collate_fn="$len"), "train.json"), "configs", "argument 'collate_fn'"),
     "macro of another file": (config(lambda c: c.update(width="%/tmp/evil.json::a")), "configs", "is a macro"),
