@@ -235,14 +235,15 @@ def _candidates(sketches: dict[int, _Sketch], groups: np.ndarray) -> Iterator[tu
     every = len(numbers) * (len(numbers) - 1) // 2 <= EVERY_PAIR
     for start in range(0, len(numbers), BLOCK):
         block = slice(start, start + BLOCK)
-        near = np.full((len(hashes[block]), len(numbers)), every)
+        later = slice(start, None)  # pairs with earlier images were looked at from there
+        near = np.full((len(hashes[block]), len(numbers[later])), every)
         for flip in range(0 if every else len(FLIPS)):
-            near |= np.bitwise_count(hashes[block, :1] ^ hashes[:, flip]) <= HASH_DISTANCE
-        near &= groups[numbers[block], None] != groups[numbers]
-        near &= numbers[block, None] < numbers
+            near |= np.bitwise_count(hashes[block, :1] ^ hashes[later, flip]) <= HASH_DISTANCE
+        near &= groups[numbers[block], None] != groups[numbers[later]]
+        near &= numbers[block, None] < numbers[later]
         for number, row in zip(numbers[block], near, strict=True):
             if row.any():
-                yield int(number), numbers[row].tolist()
+                yield int(number), numbers[later][row].tolist()
 
 
 def _likely(

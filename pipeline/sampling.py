@@ -51,9 +51,10 @@ def sample(image: torch.Tensor, grid: torch.Tensor, mode: str) -> torch.Tensor:
 
 def _nearest(image: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
     """The nearest voxels by their number in memory; halves go to the even one, as in `grid_sample`."""
-    number = torch.zeros(grid.shape[:-1], dtype=torch.int64, device=grid.device)
+    kind = torch.int32 if image[0].numel() < 2**31 else torch.int64
+    number = torch.zeros(grid.shape[:-1], dtype=kind, device=grid.device)
     step = 1
     for plane, n in zip(grid.unbind(-1), reversed(image.shape[1:]), strict=True):
-        number.add_(((plane + 1) * ((n - 1) / 2)).round_().long(), alpha=step)
+        number.add_(torch.add(plane, 1).mul_((n - 1) / 2).round_().to(kind), alpha=step)
         step *= n
     return image.flatten(1).index_select(1, number.flatten()).view(len(image), *grid.shape[:-1])

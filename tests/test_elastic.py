@@ -464,3 +464,18 @@ def test_an_item_without_channels_is_refused_and_a_missing_key_only_if_it_must_b
         transform("image")({"image": torch.rand(8, 8)})
     assert set(transform("image", "label", allow_missing_keys=True)({"image": torch.rand(1, 8, 8)})) == {"image"}
     assert transform("image", allow_missing_keys=True)({"id": 1}) == {"id": 1}
+
+
+@pytest.mark.parametrize("shape", [(30, 41), (20, 17, 25)])
+@pytest.mark.parametrize("shift", [0, 40, 300])
+def test_what_lies_outside_is_mirrored_as_often_as_it_takes(shape, shift):
+    transform = RandElasticAffined(["image", "label"], mode=["bilinear", "nearest"], rotation=3.14, shift=shift)
+    transform.set_random_state(0).randomize(shape)
+    image = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    label = (image > 0.5).to(torch.uint8)
+    warped, labelled = resample([image, label], ["bilinear", "nearest"], transform.warp)
+    places = coordinates(transform.warp).movedim(-1, 0).double().numpy()
+    theirs = [map_coordinates(each.double().numpy(), places, order=1, mode="mirror") for each in image]
+    nearest = [map_coordinates(each.numpy(), places, order=0, mode="mirror") for each in label]
+    np.testing.assert_allclose(warped.numpy(), theirs, atol=2e-4)
+    assert labelled.dtype == torch.uint8 and (labelled.numpy() != nearest).mean() < 2e-3  # half-way between two
