@@ -170,7 +170,8 @@ class UNet(nn.Module):
         x = self.dropout(x)
         for up, pair in zip(self.ups, self.expanding, strict=True):
             x = up(x)
-            x = pair(torch.cat([_crop(skips.pop(), x), x], dim=1))
+            x = torch.cat([_crop(skips.pop(), x), x], dim=1)  # of its own, so that what came up is gone at the peak
+            x = pair(x)
         return self.head(x)
 
     def _refuse_sizes(self, shape: torch.Size) -> None:
