@@ -5,13 +5,7 @@ import torch
 
 from tests.test_training import same, stop_before, train
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def _gpu():
-    if not torch.cuda.is_available():
-        pytest.skip("there is no GPU here")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")]
 
 
 def test_a_training_on_a_gpu_computes_as_the_device_does_best(phantom_manifest, tmp_path):
