@@ -19,11 +19,11 @@ from pipeline.networks import UNet
 from pipeline.predict import Predictor
 from tests.benchmarks.inference_peers import MAKERS
 
-WIDTH, TILE_GB, WINDOW = 4, 0.1, {"MONAI": (256, 256), "nnU-Net": (512, 512), "TorchIO": (256, 256)}
+WIDTH, TILE_GB, WINDOW = 2, 0.1, {"MONAI": (256, 256), "nnU-Net": (512, 512), "TorchIO": (256, 256)}
 
 
 def network() -> UNet:
-    """A 2D U-Net of five levels, narrow so that the largest image takes a minute."""
+    """A 2D U-Net of five levels, narrow, so that the largest image takes a minute."""
     torch.manual_seed(0)
     return UNet(2, 1, 2, width=WIDTH, padding="zeros", norm="batch").eval()
 
