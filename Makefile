@@ -53,7 +53,7 @@ bench: $(BENCH)/.installed  ## speed and memory beside MONAI, nnU-Net, TorchIO a
 
 $(BENCH)/.installed: pyproject.toml requirements.lock tests/benchmarks/peers.txt
 	$(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e . -r tests/benchmarks/peers.txt
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[openvino]' -r tests/benchmarks/peers.txt
 	find $(BENCH)/lib -path '*/nnUNetTrainer/*' -name primus -type d -prune -exec rm -rf {} +
 	@touch $@
 
