@@ -25,7 +25,7 @@ from pipeline import (
 )
 from pipeline.cli_data import Folder
 from pipeline.errors import INTERRUPTED, STOPPED, DataError, InputError, explained, say_once, user_error
-from pipeline.processes import speaks
+from pipeline.processes import launcher, own_device, speaks
 from pipeline.terminal import console
 from pipeline.terminal import progress as _progress
 from pipeline.terminal import say as _print
@@ -193,6 +193,9 @@ def predict(
     checkpoint: Annotated[Path | None, typer.Option(help="Weights; default: models/model.pt of the bundle.")] = None,
     match: Annotated[str | None, typer.Option(help="Glob that files must match, say '*/image.tif'.")] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write class probabilities.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep a journal of answers; pass over those it has.")
+    ] = False,
     key: cli_verify.OpenKey = None,
     trust: cli_verify.OpenTrust = "",
 ) -> None:
@@ -202,11 +205,13 @@ def predict(
     which channel: "{'T1': {'SeriesDescription': 't1.*'}}". Exit code 1 if an input was passed over.
     """
     overrides = {"source": str(source), "output_dir": str(output), "match": match, "probabilities": probabilities}
-    given = _given(overrides, context)
+    given = _given(overrides | {"resume": resume or None}, context)
+    given |= {"device": device} if (device := own_device(given.get("device"))) else {}
     with cli_verify.opened(bundle, key, trust, given.get("device"), output) as (folder, release):
         weights = {"checkpoint": str(checkpoint or folder / "models" / "model.pt")}
         _run(folder, "predicting", weights | given, (), shown=release is None)
-    _print(f"Label maps: {output}")
+    if speaks():
+        _print(f"Label maps: {output}")
 
 
 app.command()(cli_review.review)
@@ -228,7 +233,8 @@ def _run(
     from pipeline import bundle as bundles
 
     if shown and speaks():
-        _print(f"$ {bundles.command(folder, workflow, overrides, overlays)}")
+        line = bundles.command(folder, workflow, overrides, overlays)
+        _print(f"$ {line.replace('python -m', launcher(), 1)}")
     bundles.run(folder, workflow, overrides, overlays)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.processes import speaks
 from pipeline.terminal import say
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def opened(
 
     with opened_release.opened(bundle, key=key, trust=trust, device=device) as (folder, found):
         if found is not None:
-            say_opened(found)
+            if speaks():
+                say_opened(found)
             opened_release.write_record(found, output)
         yield folder, found
 

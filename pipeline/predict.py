@@ -14,11 +14,13 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import CommonKeys
 
-from pipeline import orientation
+from pipeline import orientation, processes
+from pipeline.answered import Answered, settings_digest, source_digest
 from pipeline.answers import DicomAnswers, write_volumes
+from pipeline.configuration import running_config
 from pipeline.errors import DataError, InputError, user_error
 from pipeline.inferers import tile_inferer
-from pipeline.jobs import Job, beside, find_jobs
+from pipeline.jobs import Found, Job, beside, find_jobs
 from pipeline.loading import STORED_AFFINE, STORED_SHAPE
 from pipeline.pictures import page_shapes, write_labels, write_probabilities
 from pipeline.progress import logged
@@ -54,6 +56,7 @@ class Predictor:
         match: glob that the files of a folder must match, say `*/image.tif`.
         probabilities: also write class probabilities.
         dicom: which series are channels of one case, and how DICOM is answered.
+        resume: keep a journal of what is answered, and pass over what it has: see `pipeline.answered`.
     """
 
     def __init__(  # noqa: PLR0913 - one for each key of a bundle's config
@@ -72,6 +75,7 @@ class Predictor:
         match: str | None = None,
         probabilities: bool = False,
         dicom: DicomAnswers | None = None,
+        resume: bool = False,
     ) -> None:
         self.network = network.to(device).eval()
         self.preprocessing = preprocessing
@@ -86,12 +90,17 @@ class Predictor:
         self.match = match
         self.probabilities = probabilities
         self.dicom = dicom or DicomAnswers(self.class_names)
+        self.resume = resume
+        self.config = running_config()
 
     def run(self) -> list[Path]:
         """Predict every input; a bad one is passed over, and told at the end.
 
+        Several processes of torchrun take the inputs one by one, each the next that none has; the first one tells all
+        that could not be predicted.
+
         Returns:
-            The label maps.
+            The label maps, of this process's inputs.
 
         Raises:
             DataError: some inputs could not be predicted; the others are written.
@@ -99,33 +108,68 @@ class Predictor:
         """
         if not self.source:
             raise InputError("no input: set `source` to an image, a DICOM folder or a folder of such")
-        found = find_jobs(
-            Path(self.source), Path(self.output_dir), self.match,
-            channels=self.dicom.channels, output_format=self.dicom.output_format, progress=logged,
-        )  # fmt: skip
-        failures = list(found.refused)
-        for sentence in found.aside:
-            logger.info("left aside: %s", sentence)
-        for refusal in found.refused:
-            logger.warning("passed over: %s", refusal)
+        if processes.launched():
+            processes.join("cpu", timeout=processes.ARCHIVE_TIMEOUT)
+        try:
+            return self._run()
+        except Exception as error:
+            reason = processes.told(error)
+            if reason is error:
+                raise
+            raise reason from error
+
+    def _run(self) -> list[Path]:
+        found = processes.from_first(self._found() if processes.is_first() else None)
+        assert found is not None
+        answered = Answered(Path(self.output_dir), self._settings()) if self.resume else None
+        failures: list[tuple[int, str]] = []
         written: list[Path] = []
-        for number, job in enumerate(found.jobs, start=1):
-            place = f"{number}/{len(found.jobs)}"
+        for number, job in processes.dealt(found.jobs):
+            place = f"{number + 1}/{len(found.jobs)}"
             try:
-                news = self._predict(job)
+                news = self._answered(job, answered)
                 written.append(job.target)
                 logger.info("%s  %s -> %s%s", place, job.source, job.target, "" if news else "  (already there)")
             except Exception as error:  # MONAI wraps what a transform raises
                 mistake = user_error(error)
                 if mistake is None:
                     raise
-                failures.append(str(mistake))
+                failures.append((number, str(mistake)))
                 logger.warning("%s  passed over: %s", place, mistake)
-        if failures:
-            lines = "".join(f"\n  {failure}" for failure in failures)
+        every = sorted(failure for share in processes.gathered(failures) for failure in share)
+        told = [*found.refused, *(sentence for _, sentence in every)]
+        if told and processes.is_first():
+            lines = "".join(f"\n  {sentence}" for sentence in told)
             everything = len(found.jobs) + len(found.refused)
-            raise DataError(f"{len(failures)} of {everything} inputs could not be predicted:{lines}")
+            raise DataError(f"{len(told)} of {everything} inputs could not be predicted:{lines}")
         return written
+
+    def _found(self) -> Found:
+        """What there is to predict; what of it makes no case is told."""
+        found = find_jobs(
+            Path(self.source), Path(self.output_dir), self.match,
+            channels=self.dicom.channels, output_format=self.dicom.output_format, progress=logged,
+        )  # fmt: skip
+        for sentence in found.aside:
+            logger.info("left aside: %s", sentence)
+        for refusal in found.refused:
+            logger.warning("passed over: %s", refusal)
+        return found
+
+    def _settings(self) -> str:
+        dicom = (self.dicom.output_format, self.dicom.segments, self.dicom.release)
+        return settings_digest(self.network, self.config, torch.device(self.device).type, self.probabilities, *dicom)
+
+    def _answered(self, job: Job, answered: Answered | None) -> bool:
+        """Write the answer to one input; False if it was there already."""
+        if answered is None:
+            return self._predict(job)
+        if answered.has(job):
+            return False
+        source = source_digest(job)
+        news = self._predict(job)
+        answered.note(job, source)
+        return news
 
     def _predict(self, job: Job) -> bool:
         """Write the answer to one input; False if it was there already."""

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -49,6 +49,11 @@ _state: dict[str, Any] = {"rank": 0, "count": 1, "objects": None, "store": None}
 def launched() -> bool:
     """Whether torchrun has started this process."""
     return all(name in os.environ for name in RELEVANT)
+
+
+def launcher() -> str:
+    """The words before a module's name in the command line that starts such processes as this one."""
+    return f"torchrun --nproc_per_node {os.environ['LOCAL_WORLD_SIZE']} -m" if launched() else "python -m"
 
 
 def speaks() -> bool:
@@ -159,6 +164,34 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
 def share_or_all(items: Sequence[Item]) -> Sequence[Item]:
     """This process's share; where there are fewer than processes, all of them: then every process does the same."""
     return share(items) if len(items) >= count() else items
+
+
+def dealt(items: Sequence[Item]) -> Iterator[tuple[int, Item]]:
+    """The items one by one with their numbers, each to the process that is the first to ask for it."""
+    if count() == 1:
+        yield from enumerate(items)
+        return
+    while (number := _store().add("dealt", 1) - 1) < len(items):
+        yield number, items[number]
+
+
+def own_device(device: str | None) -> str | None:
+    """The device of this process of torchrun: where there are GPUs, the one of its LOCAL_RANK.
+
+    Args:
+        device: that was asked for; None: the best there is.
+
+    Raises:
+        InputError: there are more processes than GPUs.
+    """
+    if not launched() or device not in (None, "cuda"):
+        return device
+    import torch
+
+    if not torch.cuda.is_available():
+        return device
+    _refuse_too_many(torch.cuda.device_count())
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def restarted(output_dir: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser, verify_metadata, verify_net_in_out
 
-from pipeline import bundle
+from pipeline import bundle, checkpoint
 from pipeline.errors import DataError, InputError, user_error
 from tests.conftest import ROOT
 
@@ -51,6 +51,18 @@ def edit(folder, file, change):
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
 def test_every_bundle_is_sound(folder):
     assert bundle.check(folder) == []
+
+
+@pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)
+def test_every_bundle_trains_in_several_processes_alike(folder):
+    overlay = bundle.written(folder, "multi_gpu.yaml")
+    assert overlay == bundle.written(bundle.find(EM), "multi_gpu.yaml")
+    assert {*overlay} == {"distributed", "resume"} <= {*checkpoint.MAY_CHANGE}  # no record of a training shows it
+    trained = bundle.written(folder, "train.yaml")
+    assert trained["train"]["dataloader"]["_target_"] == "pipeline.shares.ShareLoader"
+    assert trained["train"]["trainer"]["_target_"] == "pipeline.shares.ShareTrainer"
+    assert "share_or_all" in trained["validate"]["data"]
+    assert "$join(@device, @distributed)" in trained["initialize"]
 
 
 @pytest.mark.parametrize("folder", BUNDLES, ids=lambda path: path.name)

@@ -96,7 +96,7 @@ FLOORS = [
     ["deployed"],
     ["tile_pass"],
     ["inferers", "jobs"],
-    ["loading", "recipe", "digests", "layouts", "case_statistics", "answers"],
+    ["loading", "recipe", "digests", "layouts", "case_statistics", "answers", "answered"],
     ["patients", "duplicates", "references", "fingerprint"],
     ["patch_size"],
     ["proposal"],

@@ -17,6 +17,7 @@ BLOCKS = [block.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.D
 TOUR, STOPPED, REVIEWED, COMPARED, SITE, VOLUMES = (
     block.splitlines() for block in BLOCKS if block.startswith("overtile")
 )
+[SHARED] = (block.splitlines() for block in BLOCKS if block.startswith("torchrun"))
 
 PAGES = ["README.md", "docker/README.md", *(f"bundles/{p.name}/docs/README.md" for p in (ROOT / "bundles").iterdir())]
 
@@ -34,7 +35,7 @@ def shell(words, folder):
 def follow(lines, folder, smaller=SMALLER):
     for line in lines:
         words = shlex.split(line)
-        done = shell(words + (smaller if words[1] in ("run", "compare", "crossvalidate") else []), folder)
+        done = shell(words + (smaller if {"run", "compare", "crossvalidate"} & {*words} else []), folder)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
@@ -52,6 +53,14 @@ def test_the_tour_has_six_lines_and_runs(tmp_path):
     follow(TOUR + STOPPED + REVIEWED, tmp_path)
     assert (tmp_path / "mine/report.html").is_file()
     assert len(list((tmp_path / "mine/labels").rglob("image.tif"))) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_processes_train_and_predict(tmp_path):
+    shell(["overtile", "phantom", "em", "demo/data", "--patients", "5", "--sections", "2", "--size", "64"], tmp_path)
+    follow(TOUR[:2] + SHARED, tmp_path)
+    assert len(list((tmp_path / "mine/archive").rglob("image.tif"))) == 5
 
 
 @pytest.mark.slow
@@ -96,7 +105,7 @@ def test_other_commands_of_the_readme_are_make_targets():
         line
         for block in BLOCKS
         for line in block.splitlines()
-        if line not in TOUR + STOPPED + REVIEWED + COMPARED + SITE + VOLUMES
+        if line not in TOUR + STOPPED + SHARED + REVIEWED + COMPARED + SITE + VOLUMES
     ]
     assert others == ["make demo", "make test"]
 
