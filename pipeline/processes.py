@@ -110,8 +110,10 @@ def join(device: str, distributed: bool = True, *, timeout: timedelta = TIMEOUT)
     if on_gpu:
         _refuse_too_many(torch.cuda.device_count())
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store = _store()
+    store.set_timeout(timeout)  # of two processes one may be much longer about its imports
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", store=_store(), timeout=timeout,
+        "nccl" if on_gpu else "gloo", store=store, timeout=timeout,
         rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
     )  # fmt: skip
     objects = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
@@ -282,7 +284,8 @@ def _store() -> Any:
     if _state["store"] is None:
         from torch import distributed as dist
 
-        _state["store"], *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=STORE_SECONDS)))
+        found, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=STORE_SECONDS)))
+        _state["store"] = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
     return _state["store"]
 
 

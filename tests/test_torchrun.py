@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,14 +58,22 @@ def worker(process, rank):
     raise AssertionError(f"no worker {rank}")
 
 
+@pytest.fixture
+def started(tmp_path, empty_store):
+    """A folder with a store, so that a kill does not meet MLflow making one."""
+    shutil.copy(empty_store, tmp_path)
+    return tmp_path
+
+
 def state(folder):
     return torch.load(folder / "last.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
-def whole(phantom_manifest, tmp_path_factory):
+def whole(phantom_manifest, tmp_path_factory, empty_store):
     """Two processes without a stop: the folder and what was shown."""
     folder = tmp_path_factory.mktemp("whole")
+    shutil.copy(empty_store, folder)
     code, output = ended(training(phantom_manifest, folder))
     assert code == 0, output
     return folder, output
@@ -92,21 +101,21 @@ def test_two_processes_have_the_losses_of_one(phantom_manifest, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_worker_is_started_again_and_ends_with_the_same_bits(whole, phantom_manifest, tmp_path, rank):
-    process = training(phantom_manifest, tmp_path, restarts=2)
+def test_a_killed_worker_is_started_again_and_ends_with_the_same_bits(whole, phantom_manifest, started, rank):
+    process = training(phantom_manifest, started, restarts=2)
     shown = seen(process, "epoch 2/6")
     os.kill(worker(process, rank), signal.SIGKILL)
     code, output = ended(process)
     assert code == 0, shown + output
     assert "resumed after epoch" in output
-    assert same(state(tmp_path), state(whole[0]))
-    assert equal(*(torch.load(home / "model.pt", weights_only=True) for home in (tmp_path, whole[0])))
-    assert points(tmp_path)[:2] == points(whole[0])[:2]
+    assert same(state(started), state(whole[0]))
+    assert equal(*(torch.load(home / "model.pt", weights_only=True) for home in (started, whole[0])))
+    assert points(started)[:2] == points(whole[0])[:2]
 
 
 @pytest.mark.parametrize("to", ["group", "torchrun"])
-def test_a_stop_is_said_once_and_can_be_resumed(whole, phantom_manifest, tmp_path, to):
-    process = training(phantom_manifest, tmp_path)
+def test_a_stop_is_said_once_and_can_be_resumed(whole, phantom_manifest, started, to):
+    process = training(phantom_manifest, started)
     shown = seen(process, "epoch 2/6")
     if to == "group":  # as a terminal does
         for child in [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]:
@@ -116,23 +125,23 @@ def test_a_stop_is_said_once_and_can_be_resumed(whole, phantom_manifest, tmp_pat
     code, output = ended(process)
     assert code != 0
     assert output.count("interrupted; what was complete is on disk") <= 1
-    assert points(tmp_path)[0] == ["KILLED"], shown + output
-    code, output = ended(training(phantom_manifest, tmp_path, resume=True))
+    assert points(started)[0] == ["KILLED"], shown + output
+    code, output = ended(training(phantom_manifest, started, resume=True))
     assert code == 0, output
-    assert same(state(tmp_path), state(whole[0]))
-    assert points(tmp_path)[:2] == points(whole[0])[:2]
+    assert same(state(started), state(whole[0]))
+    assert points(started)[:2] == points(whole[0])[:2]
 
 
-def test_another_number_of_processes_goes_on_with_the_same_training(whole, phantom_manifest, tmp_path):
-    process = training(phantom_manifest, tmp_path)
+def test_another_number_of_processes_goes_on_with_the_same_training(whole, phantom_manifest, started):
+    process = training(phantom_manifest, started)
     seen(process, "epoch 2/6")
     process.send_signal(signal.SIGTERM)
     ended(process)
-    code, output = ended(training(phantom_manifest, tmp_path, processes=1, overlays=(), resume=True))
+    code, output = ended(training(phantom_manifest, started, processes=1, overlays=(), resume=True))
     assert code == 0, output
-    losses = [torch.tensor(state(home)["history"]["loss"]) for home in (tmp_path, whole[0])]
+    losses = [torch.tensor(state(home)["history"]["loss"]) for home in (started, whole[0])]
     torch.testing.assert_close(*losses, rtol=1e-3, atol=1e-3)
-    assert points(tmp_path)[0] == ["FINISHED"]
+    assert points(started)[0] == ["FINISHED"]
 
 
 MISTAKES = {
