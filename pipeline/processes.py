@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from pipeline.errors import DataError, InputError, user_error
+from pipeline.errors import STOPPED, DataError, InputError, user_error
 
 Item = TypeVar("Item")
 
@@ -223,8 +223,10 @@ def may_say(sentence: str) -> bool:
 def told(error: BaseException) -> BaseException:
     """Tell the others why this process ends, or learn from another one why this process must end: see `explained`."""
     reason = explained(error)
-    if reason is error and count() > 1 and not isinstance(error, KeyboardInterrupt | SystemExit):
-        tell_reason(str(user_error(error) or f"{type(error).__name__} in process {rank()}: {error}"))
+    if reason is error and count() > 1:
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        why = str(user_error(error) or f"{type(error).__name__} in process {rank()}: {error}")
+        tell_reason(STOPPED if stopped else why)
     return reason
 
 
@@ -250,6 +252,8 @@ def explained(error: BaseException) -> BaseException:
         reason = _reason()
     except KeyboardInterrupt as stop:
         return stop
+    if reason == STOPPED:
+        return KeyboardInterrupt(STOPPED)
     return DataError(
         reason or f"one of the {count()} processes was lost (killed, or out of memory), so the others ended too"
     )
