@@ -14,8 +14,13 @@ from pipeline.errors import InputError
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and goes when it does not."""
+def atomic(path: Path, *, keep: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and goes when it does not.
+
+    Args:
+        path: of the file.
+        keep: a file that another process has put there meanwhile stays.
+    """
     make_folder(path.parent)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -23,9 +28,21 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _place(temporary, path, keep)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _place(temporary: Path, path: Path, keep: bool) -> None:
+    if not keep:
+        temporary.replace(path)
+        return
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without hard links
+        temporary.replace(path)
 
 
 def make_folder(folder: Path) -> None:
@@ -41,8 +58,8 @@ def make_folder(folder: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what processes that were killed while they wrote this file have left."""
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    """Remove what processes that were killed while they wrote this file have left, SQLite's journals included."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp*"):
         pid = old.name.split(".")[-2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             old.unlink(missing_ok=True)

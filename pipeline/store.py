@@ -14,6 +14,7 @@ from typing import Any
 import requests
 import torch
 
+from pipeline.atomic import atomic
 from pipeline.errors import InputError
 from pipeline.heartbeat import FAILURE, HEARTBEAT, reconcile
 
@@ -70,6 +71,7 @@ def answering(store: str) -> MlflowClient:
     """
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; what fails is told below
     try:
+        _make_whole(store)
         client = MlflowClient(store)
         client.search_experiments(max_results=1)
     except Exception as error:  # MLflow, its drivers and the network each raise their own
@@ -77,6 +79,14 @@ def answering(store: str) -> MlflowClient:
             raise NoAnswerError(reason(error)) from error
         raise InputError(_no_store(store, error)) from error
     return client
+
+
+def _make_whole(store: str) -> None:
+    """Make the file of a new store under another name: MLflow takes seconds, and half of one can never be opened."""
+    path = Path(store.removeprefix(SQLITE))
+    if store.startswith(SQLITE) and path.parent.is_dir() and not path.exists():
+        with atomic(path, keep=True) as temporary:
+            MlflowClient(f"{SQLITE}{temporary}").search_experiments(max_results=1)
 
 
 def _may_answer_later(store: str, error: Exception) -> bool:
