@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import imagehash
 import numpy as np
 import torch
-from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from pipeline.candidates import candidates, descriptor
 from pipeline.loading import LoadCased
 from pipeline.manifest import BLANK, Case, Manifest, as_item
 from pipeline.pictures import is_image, read_page
 from pipeline.progress import Progress, silent
 from pipeline.registration import (
-    FLIPS,
     Prepared,
     Registration,
     best_shift,
@@ -40,12 +39,8 @@ DUPLICATE_EDGES = 0.93
 """What the strength of the edges must correlate by as well: slices at the top of the skull are black but for a spot,
 which alone correlates. Slices of two patients reach 0.88 in their edges; JPEG copies of quality 40 keep 0.95."""
 
-HASH_DISTANCE = 12
-"""Differing bits, of 64, up to which two perceptual hashes make a candidate. Copies that were saved as JPEG,
-brightened, or moved by 1 % of their width stay within it. So do 1.7 % of the pairs of two patients."""
-
 EVERY_PAIR = 20_000
-"""Up to so many pairs (200 images) all are candidates: hashes miss copies that were moved by more."""
+"""Up to so many pairs (200 images) all are candidates: descriptors miss copies that were moved by more than 6 %."""
 
 THUMBNAILS = 0.8
 """Correlation of thumbnails below which a candidate is dropped. A move by half a thumbnail's pixel costs copies of
@@ -57,11 +52,11 @@ LARGER = 0.9
 COMPARED = 512
 """Longest side, in pixels, of what is confirmed: more shows noise, not anatomy, and costs time."""
 
-BLOCK = 256
-"""Images whose hashes are compared with all others at once, so that memory grows with the images, not the pairs."""
+BLOCK = 16
+"""Candidates whose thumbnails one thread registers before it asks for more."""
 
 PREPARED = 400
-"""Thumbnails whose spectra are kept, 0.2 MB each."""
+"""Thumbnails whose spectra are kept, 0.2 MB each: candidates that are alike follow each other."""
 
 Reader = Callable[[], np.ndarray]
 """Reads an image, (H, W), whenever it is needed."""
@@ -84,9 +79,9 @@ class Search(NamedTuple):
 
 
 class _Sketch(NamedTuple):
-    """What is kept of an image: the hashes of its flips, (4,) uint64, and its thumbnail."""
+    """What is kept of an image: its descriptor, (D,), and its thumbnail."""
 
-    hashes: np.ndarray
+    descriptor: np.ndarray
     thumbnail: np.ndarray
 
 
@@ -128,29 +123,30 @@ def near_duplicates(
 ) -> Search:
     """Find images that are copies of each other: saved anew, brightened, moved, mirrored, turned upside down, resized.
 
-    Candidates have nearly the same perceptual hash in one of the flips (or are all pairs, if they are few); they are
+    Candidates are the nearest others of every image (`pipeline.candidates`), or all pairs if they are few; they are
     registered as thumbnails, then as they are. A copy correlates above `DUPLICATE`, its edges above `DUPLICATE_EDGES`.
+    Time grows as n log n with the images. Of more copies of one picture than `candidates.NEAREST`, each is paired with
+    some of the others.
     Negatives, turns by 90 degrees, crops of less than half and images of other proportions are not found.
 
     Args:
-        images: each is read once for its hash, and again for every pair that passed as thumbnails.
+        images: each is read once for its thumbnail, and again for every pair that passed as thumbnails.
         groups: of each image, say its patient; pairs inside a group are not looked at.
         progress: told about images and pairs.
     """
     sketches: dict[int, _Sketch] = {}
     with ThreadPoolExecutor() as pool:
         found = pool.map(lambda reader: _sketch(reader()), images)
-        for number, sketch in enumerate(progress(found, len(images), "images hashed")):
+        for number, sketch in enumerate(progress(found, len(images), "thumbnails")):
             if sketch is not None:
                 sketches[number] = sketch
         kinds = np.unique([str(group) for group in groups], return_inverse=True)[1] if groups else None
-        candidates = list(_candidates(sketches, np.arange(len(images)) if kinds is None else kinds))
-        likely = _likely(sketches, candidates, pool, progress)
+        tried = _candidates(sketches, np.arange(len(images)) if kinds is None else kinds)
+        likely = _likely(sketches, tried, pool, progress)
         confirmed = pool.map(lambda pair: _confirmed(images, pair), likely)
         pairs = [pair for pair in progress(confirmed, len(likely), "pairs compared") if pair is not None]
     blank = [number for number in range(len(images)) if number not in sketches]
-    count = sum(len(others) for _, others in candidates)
-    return Search(sorted(pairs, key=lambda pair: -pair.registration.correlation), count, blank)
+    return Search(sorted(pairs, key=lambda pair: -pair.registration.correlation), len(tried), blank)
 
 
 def clusters(manifest: Manifest, root: Path, progress: Progress = silent) -> dict[str, str]:
@@ -221,36 +217,29 @@ def _sketch(image: np.ndarray) -> _Sketch | None:
     small = thumbnail(image)
     if not comparable(small):
         return None
-    grey = (small - small.min()) / np.ptp(small) * 255
-    hashes = [imagehash.phash(Image.fromarray(grey[::r, ::c].astype(np.uint8))).hash for r, c in FLIPS]
-    return _Sketch(np.packbits(np.reshape(hashes, (len(FLIPS), -1)), axis=1).view(np.uint64)[:, 0], small)
+    return _Sketch(descriptor(small), small)
 
 
-def _candidates(sketches: dict[int, _Sketch], groups: np.ndarray) -> Iterator[tuple[int, list[int]]]:
-    """Every image with the later ones of other groups that may be copies of it."""
-    numbers = np.array(sorted(sketches), int)
-    if len(numbers) < 2:
-        return
-    hashes = np.stack([sketches[number].hashes for number in numbers])
-    every = len(numbers) * (len(numbers) - 1) // 2 <= EVERY_PAIR
-    for start in range(0, len(numbers), BLOCK):
-        block = slice(start, start + BLOCK)
-        later = slice(start, None)  # pairs with earlier images were looked at from there
-        near = np.full((len(hashes[block]), len(numbers[later])), every)
-        for flip in range(0 if every else len(FLIPS)):
-            near |= np.bitwise_count(hashes[block, :1] ^ hashes[later, flip]) <= HASH_DISTANCE
-        near &= groups[numbers[block], None] != groups[numbers[later]]
-        near &= numbers[block, None] < numbers[later]
-        for number, row in zip(numbers[block], near, strict=True):
-            if row.any():
-                yield int(number), numbers[later][row].tolist()
+def _candidates(sketches: dict[int, _Sketch], groups: np.ndarray) -> np.ndarray:
+    """(M, 2): pairs of other groups that may be copies, of thumbnails of one shape, the smaller number first."""
+    shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for number in sorted(sketches):
+        shapes[sketches[number].thumbnail.shape].append(number)
+    every = len(sketches) * (len(sketches) - 1) // 2 <= EVERY_PAIR
+    found = [np.empty((0, 2), int)]
+    for members in shapes.values():
+        numbers = np.array(members)
+        if every:
+            pairs = numbers[np.stack(np.triu_indices(len(numbers), 1), axis=1)]
+            found.append(pairs[groups[pairs[:, 0]] != groups[pairs[:, 1]]])
+        else:
+            own = np.stack([sketches[number].descriptor for number in members])
+            found.append(numbers[candidates(own, groups[numbers])])
+    return np.concatenate(found)
 
 
 def _likely(
-    sketches: dict[int, _Sketch],
-    candidates: list[tuple[int, list[int]]],
-    pool: ThreadPoolExecutor,
-    progress: Progress,
+    sketches: dict[int, _Sketch], pairs: np.ndarray, pool: ThreadPoolExecutor, progress: Progress
 ) -> list[_Likely]:
     """The candidates whose thumbnails correlate."""
 
@@ -258,17 +247,16 @@ def _likely(
     def ready(number: int) -> Prepared:
         return prepared(sketches[number].thumbnail)
 
-    def tried(candidate: tuple[int, list[int]]) -> list[_Likely]:
-        number, others = candidate
+    def tried(block: np.ndarray) -> list[_Likely]:
         found = []
-        for other in others:
-            if sketches[number].thumbnail.shape == sketches[other].thumbnail.shape:
-                correlation, shift, flip = best_shift(ready(number), ready(other))
-                if correlation > THUMBNAILS:
-                    found.append(_Likely(number, other, shift, flip))
+        for first, second in block.tolist():
+            correlation, shift, flip = best_shift(ready(first), ready(second))
+            if correlation > THUMBNAILS:
+                found.append(_Likely(first, second, shift, flip))
         return found
 
-    results = progress(pool.map(tried, candidates), len(candidates), "images with candidates")
+    blocks = [pairs[start : start + BLOCK] for start in range(0, len(pairs), BLOCK)]
+    results = progress(pool.map(tried, blocks), len(blocks), "candidates")
     return [pair for found in results for pair in found]
 
 

@@ -7,9 +7,10 @@ from PIL import Image
 from scipy import ndimage
 
 from pipeline import duplicates
+from pipeline.candidates import candidates, descriptor
 from pipeline.duplicates import clusters, near_duplicates
 from pipeline.manifest import Manifest
-from pipeline.registration import correlation_after_registration
+from pipeline.registration import correlation_after_registration, thumbnail
 from tests.conftest import real
 
 
@@ -21,9 +22,9 @@ def patient(seed, shape=(200, 200)):
     return (oval * np.clip(120 + 60 * inside / inside.std(), 20, 250)).astype(np.float32)
 
 
-def saved_as_jpeg(image):
+def saved_as_jpeg(image, quality=60):
     file = io.BytesIO()
-    Image.fromarray(image.astype(np.uint8)).save(file, "JPEG", quality=60)
+    Image.fromarray(image.astype(np.uint8)).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file), np.float32)
 
 
@@ -45,14 +46,14 @@ def numbers(images, **options):
     return [(pair.first, pair.second) for pair in near_duplicates([lambda i=i: i for i in images], **options).pairs]
 
 
-@pytest.mark.parametrize("every_pair", [duplicates.EVERY_PAIR, 0], ids=["every pair", "by hash"])
+@pytest.mark.parametrize("every_pair", [duplicates.EVERY_PAIR, 0], ids=["every pair", "nearest"])
 @pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
 def test_a_copy_is_found_among_strangers(copy, every_pair, monkeypatch):
     monkeypatch.setattr(duplicates, "EVERY_PAIR", every_pair)
     assert numbers([patient(1), patient(2), copy(patient(1)), patient(3)]) == [(0, 2)]
 
 
-def test_a_crop_that_hashes_miss_is_found_where_every_pair_is_tried():
+def test_a_crop_that_is_not_among_the_nearest_is_found_where_every_pair_is_tried():
     assert numbers([patient(1)[:150, :150], patient(1)[40:190, 30:180]]) == [(0, 1)]
 
 
@@ -122,3 +123,89 @@ def test_different_patients_of_a_public_collection_are_no_copies():
     files = sorted(folder.glob("*.png"))[:10]
     images = [duplicates.grey_page(file) for file in files]
     assert numbers([*images, saved_as_jpeg(images[4][:, ::-1])]) == [(4, 10)]
+
+
+def few_waves(seeds, count=16):
+    """Descriptors of strangers: (N, D) of length 1."""
+    values = np.abs(np.random.default_rng(seeds).normal(size=(count, 144))).astype(np.float32)
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("flip", [(-1, 1), (1, -1), (-1, -1)])
+def test_a_flip_has_the_descriptor_of_the_image(flip):
+    image = thumbnail(patient(1, (200, 150)))
+    np.testing.assert_allclose(descriptor(image[:: flip[0], :: flip[1]]), descriptor(image), atol=1e-6)
+
+
+def test_candidates_are_the_nearest_of_other_groups_as_every_distance_tells_them():
+    strangers = few_waves(0)
+    close = strangers[:4] + np.float32(0.003)
+    values = np.concatenate([strangers, close / np.linalg.norm(close, axis=1, keepdims=True)])
+    groups = np.arange(20)
+    groups[17] = 1  # a copy inside its own group
+    apart = np.linalg.norm(values[:, None] - values[None], axis=2)
+    near = np.triu((apart < 0.2) & (groups[:, None] != groups), 1)
+    assert sorted(map(tuple, candidates(values, groups).tolist())) == list(
+        zip(*map(np.ndarray.tolist, near.nonzero()), strict=True)
+    )
+
+
+@pytest.mark.parametrize("count", [2, 63, 64, 65, 1000])
+def test_equal_images_are_as_many_candidates_as_are_kept_and_no_more(count):
+    pairs = candidates(np.repeat(few_waves(0, 1), count, axis=0), np.arange(count))
+    assert (pairs[:, 0] < pairs[:, 1]).all() and len(np.unique(pairs)) == count
+    assert len(pairs) <= 8 * count
+
+
+def moved(image, share):
+    """Moved down and left, the lines that come in as the last ones were."""
+    by = max(1, round(share * max(image.shape)))
+    return np.pad(image, ((by, 0), (0, by)), "edge")[: image.shape[0], by:]
+
+
+HIDDEN = {
+    "JPEG of quality 40": lambda image: saved_as_jpeg(np.clip(image, 0, 255), 40),
+    "brighter": lambda image: np.minimum(1.4 * image + 30, 300),
+    "moved by 1 %": lambda image: moved(image, 0.01),
+    "moved by 3 %": lambda image: moved(image, 0.03),
+    "mirrored": lambda image: image[:, ::-1],
+    "upside down": lambda image: image[::-1],
+    "half the size": lambda image: image.reshape(len(image) // 2, 2, -1, 2).mean((1, 3)),
+}
+"""What hashes of 12 differing bits found among these images: 1, 1, 0.86, 0.42, 1, 1, 1."""
+
+
+@pytest.mark.slow
+def test_copies_hidden_among_real_slices_radiographs_and_strangers_are_candidates():
+    slices = sorted(real("lgg_kaggle3m").glob("*/*[0-9].tif"))
+    radiographs = sorted((real("cxr_montgomery512") / "cxr").glob("*.png"))
+    images = [duplicates.grey_page(file) for file in slices + radiographs]
+    names = [file.parent.name for file in slices] + [file.stem for file in radiographs]
+    shown = [number for number, image in enumerate(images) if image.std() > 0]
+    random = np.random.default_rng(0)
+    known = np.stack([descriptor(thumbnail(images[number])) for number in shown])
+    strangers = np.stack([descriptor(thumbnail(patient(seed, (64, 64)))) for seed in range(2000)])
+    found = {}
+    for name, copy in HIDDEN.items():
+        chosen = random.choice(len(shown), 150, replace=False)
+        copies = np.stack([descriptor(thumbnail(copy(images[shown[number]]))) for number in chosen])
+        groups = np.unique(
+            [*(names[n] for n in shown), *map(str, range(2000)), *(f"copy {n}" for n in chosen)], return_inverse=True
+        )[1]
+        pairs = {tuple(pair) for pair in candidates(np.concatenate([known, strangers, copies]), groups).tolist()}
+        first = len(known) + len(strangers)
+        found[name] = np.mean([(number, first + place) in pairs for place, number in enumerate(chosen)])
+        assert len(pairs) < 8 * len(groups)
+    print(found)
+    assert all(share >= (0.97 if name == "moved by 3 %" else 1.0) for name, share in found.items()), found
+
+
+@pytest.mark.slow
+def test_no_two_patients_of_real_slices_and_radiographs_are_copies():
+    slices = sorted(real("lgg_kaggle3m").glob("*/*[0-9].tif"))
+    radiographs = sorted((real("cxr_montgomery512") / "cxr").glob("*.png"))
+    names = [file.parent.name for file in slices] + [file.stem for file in radiographs]
+    readers = [lambda file=file: duplicates.grey_page(file) for file in slices + radiographs]
+    found = near_duplicates(readers, groups=names)
+    print(found.candidates)
+    assert found.pairs == []

@@ -87,6 +87,7 @@ FLOORS = [
         "groups",
         "registration",
         "seams",
+        "candidates",
         "global_batch_norm",
     ],
     ["shares"],

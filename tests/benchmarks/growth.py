@@ -3,7 +3,8 @@
 Each kind of work runs in a process of its own, on manifests of 100 to 100,000 cases, smallest first; an exponent is the
 slope of time over cases in a plot of logarithms, from 1,000 cases on, where what costs the same at any size no longer
 hides it. The files are real up to `FILES` of 16 x 16 pixels. What reads pixels beyond that would measure the disk:
-near-duplicates are searched among stand-ins for hashes there, random ones, as those of different images are.
+near-duplicates are searched among stand-in thumbnails, all mixed from a few pictures, so that they look alike as images
+of one kind do; their registration, linear in the candidates, is measured up to `REGISTERED` of them.
 """
 
 import multiprocessing
@@ -25,6 +26,12 @@ COUNTS = {Scale.FULL: (100, 1_000, 10_000, 100_000), Scale.QUICK: (50, 100)}
 
 FILES = 10_000
 """Cases of the thorough audit at most, which decodes them."""
+
+REGISTERED = 10_000
+"""Thumbnails at most of which candidates are also registered; a registration takes milliseconds."""
+
+PICTURES = 200
+"""Of which stand-in thumbnails are mixed."""
 
 FITTED = 1_000
 """Cases from which on an exponent is fitted."""
@@ -171,12 +178,45 @@ def auditing(folder: Path, count: int) -> Callable[[], object] | None:
 
 
 def comparing(_: Path, count: int) -> Callable[[], object]:
-    """The search of near-duplicates, by hashes that stand in for those of different images."""
+    """The search of candidates for near-duplicates."""
     from pipeline import duplicates
 
-    hashes = np.random.default_rng(0).integers(0, 2**64, (count, 4), np.uint64)
-    sketches = {number: duplicates._Sketch(own, np.empty(0)) for number, own in enumerate(hashes)}
-    return lambda: list(duplicates._candidates(sketches, np.arange(count)))
+    sketches = _sketches(count)
+    return lambda: duplicates._candidates(sketches, np.arange(count))
+
+
+def registering(_: Path, count: int) -> Callable[[], object] | None:
+    """The same, and the registration of the candidates' thumbnails."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from pipeline import duplicates
+    from pipeline.progress import silent
+
+    if count > REGISTERED:
+        return None
+    sketches = _sketches(count)
+
+    def search() -> object:
+        with ThreadPoolExecutor() as pool:
+            return duplicates._likely(sketches, duplicates._candidates(sketches, np.arange(count)), pool, silent)
+
+    return search
+
+
+def _sketches(count: int) -> dict[int, Any]:
+    """Thumbnails, each between two of `PICTURES`, and their descriptors; beyond `REGISTERED` the descriptors alone."""
+    from scipy import ndimage
+
+    from pipeline import candidates, duplicates
+
+    random = np.random.default_rng(0)
+    pictures = ndimage.gaussian_filter(random.normal(size=(PICTURES, 64, 64)), (0, 3, 3)).astype(np.float32)
+    shape, sketches = np.empty((64, 64), np.float32), {}
+    for number in range(count):
+        first, second = random.choice(PICTURES, 2, replace=False)
+        image = pictures[first] + np.float32(random.uniform(0.1, 1)) * pictures[second]
+        sketches[number] = duplicates._Sketch(candidates.descriptor(image), image if count <= REGISTERED else shape)
+    return sketches
 
 
 def starting(folder: Path, count: int) -> Callable[[], object]:
@@ -199,7 +239,8 @@ WORKS: dict[str, Callable[[Path, int], Callable[[], object] | None]] = {
     "the index": indexing,
     "the split": splitting,
     "the audit": auditing,
-    "the search of near-duplicates": comparing,
+    "the candidates for near-duplicates": comparing,
+    "the candidates and the registration of their thumbnails": registering,
     "the start of a training": starting,
 }
 
