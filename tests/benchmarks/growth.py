@@ -30,8 +30,8 @@ FILES = 10_000
 REGISTERED = 10_000
 """Thumbnails at most of which candidates are also registered; a registration takes milliseconds."""
 
-PICTURES = 200
-"""Of which stand-in thumbnails are mixed."""
+PICTURES = 10
+"""Of which stand-in thumbnails are mixed: so few that each has as many candidates as an image may have."""
 
 FITTED = 1_000
 """Cases from which on an exponent is fitted."""
