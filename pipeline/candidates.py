@@ -112,7 +112,7 @@ def _compared(leaves: np.ndarray, descriptors: np.ndarray, groups: np.ndarray) -
         block = leaves[start : start + BLOCK]
         waves, own = descriptors[block], groups[block]
         apart = np.sqrt(np.maximum(0, 2 - 2 * waves @ waves.transpose(0, 2, 1)))
-        apart[(own[:, :, None] == own[:, None]) | (block[:, :, None] == block[:, None]) | (apart > DISTANCE)] = np.inf
+        apart[(own[:, :, None] == own[:, None]) | (apart > DISTANCE)] = np.inf
         nearest = np.argpartition(apart, size - 1, axis=2)[:, :, :size]
         near[block] = np.take_along_axis(np.broadcast_to(block[:, None], apart.shape), nearest, 2)
         distances[block] = np.take_along_axis(apart, nearest, 2)

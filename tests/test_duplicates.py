@@ -139,7 +139,7 @@ def test_a_flip_has_the_descriptor_of_the_image(flip):
 
 def test_candidates_are_the_nearest_of_other_groups_as_every_distance_tells_them():
     strangers = few_waves(0)
-    close = strangers[:4] + np.float32(0.003)
+    close = strangers[[0, 1, 0, 0]] + np.float32([[0.003], [0.003], [0.001], [0.002]])
     values = np.concatenate([strangers, close / np.linalg.norm(close, axis=1, keepdims=True)])
     groups = np.arange(20)
     groups[17] = 1  # a copy inside its own group
