@@ -8,6 +8,7 @@ import torch
 from monai.networks.nets import BasicUNet
 from torch import nn
 
+from pipeline.deployed import _same, _weights
 from pipeline.folding import Fold, foldable, folded
 from pipeline.inferers import OverlapTileInferer
 from pipeline.networks import network
@@ -121,3 +122,21 @@ def test_a_network_that_is_differentiated_or_watched_runs_itself():
         warnings.simplefilter("error")
         net.train()
         OverlapTileInferer()(image, net)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_a_step_that_changes_no_version_counter_is_noticed(optimizer):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+    image, inferer, step = torch.rand(1, 1, 32, 32), OverlapTileInferer(), optimizer(net.parameters(), 0.1, fused=True)
+    for _ in range(3):
+        net(image).sum().backward()
+        step.step()
+        with torch.no_grad():
+            torch.testing.assert_close(inferer(image, net.eval()), net(image), rtol=SAME, atol=SAME)
+
+
+def test_a_change_of_one_bit_is_noticed():
+    net = nn.Conv2d(1, 1, 3, padding=1).eval()
+    before = _weights(net)
+    net.weight.data.view(torch.int32)[0, 0, 0, 0] ^= 1
+    assert not _same(before, _weights(net))

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -95,8 +96,9 @@ def test_another_seed_changes_everything(whole, phantom_manifest, tmp_path):
     assert not torch.equal(other["network"]["head.weight"], whole[1]["network"]["head.weight"])
 
 
-def test_five_epochs_are_two_a_sigkill_and_three(whole, phantom_manifest, tmp_path, overtile, monkeypatch):
+def test_five_epochs_are_two_a_sigkill_and_three(whole, phantom_manifest, tmp_path, overtile, monkeypatch, empty_store):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    shutil.copy(empty_store, tmp_path / "mlflow.db")  # a new one would be made while it trains
     kill_after(start(phantom_manifest, tmp_path), "epoch 2/5")
     assert points(tmp_path)[0] == ["RUNNING"]  # nobody was left to say otherwise
     with sqlite3.connect(tmp_path / "mlflow.db") as store:

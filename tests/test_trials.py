@@ -146,7 +146,7 @@ def test_a_cross_validation_is_a_folder_per_fold(phantom_manifest, tmp_path):
         (("a=", "b=--widht 8"), "", "did you mean 'width'?"),
         (("a=", "b="), "--epohcs 8", "did you mean 'epochs'?"),
         (("a=", "b=--learning_rate x"), "", "--learning_rate must be a number"),
-        (("a=", "b=--overlay nothing"), "", "overlays are: monai_elastic, paper"),
+        (("a=", "b=--overlay nothing"), "", "overlays are: monai_elastic, multi_gpu, paper"),
         (("a=", "a=--width 8"), "", "--variant a is given twice"),
         (("a=", "b=--epochs 9"), "", "--variant b: --epochs is the same for all variants; give it outside of one"),
         (("a=", "b=--train#trainer#max_epochs 9"), "", "--train#trainer#max_epochs: the length of a training is set"),
