@@ -11,6 +11,7 @@ import multiprocessing
 import resource
 import struct
 import tempfile
+import textwrap
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -36,6 +37,9 @@ PICTURES = 10
 FITTED = 1_000
 """Cases from which on an exponent is fitted."""
 
+LEAST = 1.0
+"""MB from which on memory is fitted: less is what the process happened to have at hand."""
+
 MOST = 1.15
 """Exponent that is still called linear: caches of the processor that no longer suffice bend a line a little."""
 
@@ -60,18 +64,24 @@ def rows(scale: Scale) -> Iterator[Row]:
 
 def _row(name: str, points: Points) -> Row:
     cases, seconds, megabytes = points[-1]
-    note = (
-        f"{seconds:.3g} s and {megabytes:,.0f} MB at {cases:,} cases; memory grows with exponent {slope(points, 2):.2f}"
-    )
+    note = f"{seconds:.3g} s and {megabytes:,.0f} MB at {cases:,} cases; memory grows with {in_words(points, 2)}"
     work = f"growth of {name}, {points[0][0]:,} to {cases:,} cases: exponent of time"
     return Row(work, "", [slope(points, 1)], aim={"absolute": MOST}, note=note)
 
 
 def slope(points: Points, column: int) -> float:
     """The exponent of time (1) or memory (2)."""
-    large = [point for point in points if point[0] >= FITTED] or points
+    large = [point for point in points if point[0] >= FITTED and (column == 1 or point[2] >= LEAST)] or (
+        points if column == 1 else []
+    )
     values = np.log([[point[0], max(point[column], 1e-6)] for point in large])
     return float(np.polyfit(values[:, 0], values[:, 1], 1)[0]) if len(large) > 1 else float("nan")
+
+
+def in_words(points: Points, column: int) -> str:
+    """The exponent of time (1) or memory (2), where there is one."""
+    found = slope(points, column)
+    return f"exponent {found:.2f}" if np.isfinite(found) else "an exponent that cannot be told"
 
 
 def _measured(work: Callable[..., Any], folder: Path, counts: tuple[int, ...]) -> Points:
@@ -249,11 +259,12 @@ def draw(curves: dict[str, Points], path: Path) -> None:
     """Time and memory over the cases, both axes logarithmic."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(12, 6.5), layout="constrained")
     for axes, column, what in zip(figure.subplots(1, 2), (1, 2), ("seconds", "MB beyond the start"), strict=True):
         for name, points in curves.items():
-            label = f"{name}: exponent {slope(points, column):.2f}"
-            axes.loglog([point[0] for point in points], [point[column] for point in points], marker="o", label=label)
+            label = textwrap.fill(f"{name}: {in_words(points, column)}", 50)
+            shown = [point for point in points if column == 1 or point[column] >= LEAST]
+            axes.loglog([point[0] for point in shown], [point[column] for point in shown], marker="o", label=label)
         axes.set(xlabel="cases", ylabel=what)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14))
     figure.savefig(path, dpi=110)
