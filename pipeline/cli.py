@@ -24,8 +24,9 @@ from pipeline import (
     cli_verify,
 )
 from pipeline.cli_data import Folder
-from pipeline.errors import INTERRUPTED, STOPPED, DataError, InputError, explained, say_once, user_error
-from pipeline.processes import launcher, own_device, speaks
+from pipeline.errors import INTERRUPTED, STOPPED, DataError, InputError, user_error
+from pipeline.plainly import say_once
+from pipeline.processes import explained, launcher, own_device, speaks
 from pipeline.terminal import console
 from pipeline.terminal import progress as _progress
 from pipeline.terminal import say as _print

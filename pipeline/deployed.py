@@ -12,17 +12,13 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-from pipeline.device_defaults import facts, inference_defaults
+from pipeline.device_defaults import LAYOUTS, channels_last_in_inference, facts
 from pipeline.engines import started
 from pipeline.folding import Fold, foldable, folded
 from pipeline.reach import Analysis
 from pipeline.tiling import device_of
 
 logger = logging.getLogger(__name__)
-
-LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
-"""Memory formats that keep a pixel's channels together, by the number of spatial axes."""
-
 
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
 """Whole numbers of as many bytes."""
@@ -71,7 +67,7 @@ def channels_together(network: nn.Module, analysis: Analysis) -> bool:
     apart = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
     if analysis.dtype == torch.float64 or any(isinstance(module, apart) for module in network.modules()):
         return False
-    return inference_defaults(facts(device_of(network)), len(analysis.axes)).channels_last
+    return channels_last_in_inference(facts(device_of(network)), len(analysis.axes))
 
 
 def fold_of(network: nn.Module, size: Sequence[int]) -> Fold:

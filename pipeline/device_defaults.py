@@ -25,6 +25,9 @@ logger = logging.getLogger("pipeline.device_defaults")
 STATE = "computing"
 """The part of a checkpoint that says how the training computes."""
 
+LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
+"""Memory formats that keep a pixel's channels together, by the number of spatial axes."""
+
 MOST_WORKERS = 8
 """Processes that feed a GPU: more have not paid in MONAI's own tutorials, and each holds its share of memory."""
 
@@ -74,18 +77,6 @@ class Training:
         """Nothing to do: `training` has looked into the checkpoint before the network was built."""
 
 
-@dataclass(frozen=True)
-class Inference:
-    """How a prediction computes."""
-
-    amp: bool
-    """bfloat16 in the network."""
-    channels_last: bool
-    """The channels of a pixel lie together in memory."""
-    compile: bool
-    """The network goes through `torch.compile`."""
-
-
 def facts(device: str | torch.device) -> Facts:
     """Look at a device."""
     found = torch.device(device)
@@ -113,11 +104,9 @@ def training_defaults(found: Facts, spatial_dims: int, amp: bool | None = None) 
     )
 
 
-def inference_defaults(found: Facts, spatial_dims: int) -> Inference:
-    """The choice for a prediction."""
-    gpu = found.kind == "cuda"
-    channels_last = found.bfloat16 and spatial_dims == 2 if gpu else found.kind == "cpu"
-    return Inference(amp=False, channels_last=channels_last, compile=False)
+def channels_last_in_inference(found: Facts, spatial_dims: int) -> bool:
+    """Whether a prediction keeps the channels of a pixel together; it computes in float32, by the engine of its key."""
+    return found.bfloat16 and spatial_dims == 2 if found.kind == "cuda" else found.kind == "cpu"
 
 
 def training(
@@ -147,29 +136,11 @@ def training(
     return chosen
 
 
-def inference(device: str | torch.device, *, spatial_dims: int, **given: Any) -> Inference:
-    """How a prediction computes on a device.
-
-    Args:
-        device: that it runs on.
-        spatial_dims: 2 or 3.
-        given: `amp`, `channels_last`, `compile`; None is chosen by the device.
-
-    Raises:
-        InputError: what is given is of another kind, or cannot work on the device.
-    """
-    found = facts(device)
-    chosen = overridden(inference_defaults(found, spatial_dims), given, found)
-    if chosen.compile:
-        keep_compiled_code()
-    return chosen
-
-
-def overridden(defaults: Any, given: Mapping[str, Any], found: Facts) -> Any:
+def overridden(defaults: Training, given: Mapping[str, Any], found: Facts) -> Training:
     """A choice with what the user gave instead of a default.
 
     Args:
-        defaults: a `Training` or an `Inference`.
+        defaults: of the device.
         given: name -> value; None leaves the default.
         found: the device.
 
@@ -193,13 +164,13 @@ def placed(network: torch.nn.Module, device: str | torch.device, channels_last: 
         device: that it runs on.
         channels_last: see `Training`; False makes it contiguous.
     """
-    axes = max((weight.dim() for weight in network.parameters()), default=0)
-    layouts = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
-    moved: torch.nn.Module = network.to(device).to(memory_format=layouts.get(axes, torch.contiguous_format))  # type: ignore[call-overload]
+    dims = max((weight.dim() for weight in network.parameters()), default=2) - 2
+    layout = LAYOUTS.get(dims, torch.contiguous_format) if channels_last else torch.contiguous_format
+    moved: torch.nn.Module = network.to(device).to(memory_format=layout)  # type: ignore[call-overload]
     return moved
 
 
-def in_words(chosen: Training | Inference, found: Facts) -> str:
+def in_words(chosen: Training, found: Facts) -> str:
     """One line for the log."""
     names = {"fused": "fused optimizer", "pinned": "pinned batches", "channels_last": "channels last"}
     parts = ["bfloat16" if chosen.amp else "float32"]

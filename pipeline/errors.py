@@ -1,10 +1,7 @@
 """The two ways in which a user's input can be wrong, each told in one sentence."""
 
 import errno
-import os
 import re
-import sys
-from types import TracebackType
 
 
 class InputError(Exception):
@@ -61,38 +58,3 @@ def _raised_by_us(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("pipeline.")
-
-
-def say_once(sentence: str) -> None:
-    """Tell the user, on stderr; of several processes of torchrun the first that has it to say tells it."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        from pipeline import processes
-
-        if not processes.may_say(sentence):
-            return
-    sys.stderr.write(sentence + "\n")
-
-
-def explained(error: BaseException) -> BaseException:
-    """What is behind an error: of several processes another one's reason to end."""
-    return sys.modules["pipeline.processes"].explained(error) if "pipeline.processes" in sys.modules else error
-
-
-def say_plainly() -> None:
-    """Let a user's mistake or Ctrl-C end the program with a sentence and an exit code, not with a traceback.
-
-    For a bundle's `initialize`, so that `python -m monai.bundle run` speaks as `overtile run` does.
-    """
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if kind is KeyboardInterrupt:
-            say_once(STOPPED)
-            raise SystemExit(INTERRUPTED)
-        mistake = user_error(explained(error))
-        if mistake is None:
-            sys.__excepthook__(kind, error, trace)
-            return
-        say_once(f"error: {mistake}")
-        raise SystemExit(mistake.exit_code)
-
-    sys.excepthook = hook

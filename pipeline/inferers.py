@@ -13,7 +13,8 @@ from monai.data import MetaTensor
 from monai.inferers.inferer import Inferer
 from torch import nn
 
-from pipeline.deployed import LAYOUTS, channels_together, deployed, fold_of, replaced, small_input
+from pipeline.deployed import channels_together, deployed, fold_of, replaced, small_input
+from pipeline.device_defaults import LAYOUTS
 from pipeline.engines import checked_name
 from pipeline.folding import folded
 from pipeline.out_of_memory import halved, is_out_of_memory

@@ -7,8 +7,8 @@ import torch
 from pipeline import bundle, device_defaults
 from pipeline.device_defaults import (
     Facts,
+    channels_last_in_inference,
     in_words,
-    inference_defaults,
     overridden,
     placed,
     training,
@@ -41,8 +41,9 @@ def test_float32_wants_channels_last_on_a_processor_that_has_bfloat16_too():
     assert [training_defaults(NEW_CPU, 2, amp).channels_last for amp in (None, True, False)] == [False, False, True]
 
 
-def test_a_prediction_changes_no_number_by_default():
-    assert [inference_defaults(found, 2).amp for found in (OLD_CPU, NEW_CPU, GPU)] == [False] * 3
+def test_where_a_prediction_keeps_channels_together():
+    found = [[channels_last_in_inference(one, dims) for one in (OLD_CPU, NEW_CPU, GPU, BARE_GPU)] for dims in (2, 3)]
+    assert found == [[True, True, True, False], [True, True, False, False]]
 
 
 def test_what_is_given_comes_first():

@@ -10,8 +10,9 @@ from monai.losses import DiceCELoss
 from monai.transforms import Compose
 
 from pipeline import processes
-from pipeline.errors import DataError, InputError, say_once
+from pipeline.errors import DataError, InputError
 from pipeline.networks import UNet
+from pipeline.plainly import say_once
 from pipeline.seeding import CaseSampler, SeededDataset
 from pipeline.shares import ShareLoader, Shares, ShareTrainer, WholeBatch, parallel
 from tests.several import in_processes

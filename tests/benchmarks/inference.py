@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.deployed import LAYOUTS
+from pipeline.device_defaults import LAYOUTS
 from pipeline.folding import foldable, folded
 from pipeline.inferers import OverlapTileInferer
 from pipeline.memory import LiveBytes
