@@ -128,11 +128,14 @@ class Journal:
             temporary.write_text(json.dumps({**vars(self.told)}))
             temporary.replace(self.folder / STATE)
 
-    def withdraw(self, entry: Entry) -> None:
-        """Take back what should not have been said."""
+    def withdraw(self, first: Entry) -> None:
+        """Take back what should not have been said: an entry and all that came after it."""
         with self._writing:
-            self.entries.pop(entry.number)
-            self._write({"n": entry.number, "kind": WITHDRAWN, "payload": {}, "files": False})
+            for number in [number for number in self.entries if number >= first.number]:
+                folder = self.entries.pop(number).folder
+                self._write({"n": number, "kind": WITHDRAWN, "payload": {}, "files": False})
+                if folder:
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def last(self, *kinds: str) -> Entry | None:
         """The last entry of some kinds."""

@@ -78,8 +78,9 @@ class Outbox:
         resumed: bool = False,
         what: str = "training",
         option: str = "`tracking_uri`",
+        describe: Callable[[], None] | None = None,
     ) -> None:
-        """Begin the run, or take it up again, and wait a moment for the store; for one that has yet to be made, not.
+        """Write down that the run begins, or is taken up again; no store hears of it before `send`.
 
         Args:
             experiment: made if it does not exist.
@@ -90,9 +91,8 @@ class Outbox:
             resumed: the run must be there already.
             what: the run is, for a reader.
             option: that says where the store is, for a reader.
-
-        Raises:
-            InputError: there is no such store, it has no such run, or somebody else is working on it.
+            describe: says what there is to know of the run. What it raises, Ctrl-C too, leaves no trace of the run;
+                one that the store knows has its description at least on disk.
         """
         unheard_of = self.journal.last(BEGIN) is not None and not self.run_id
         payload: dict[str, Any] = {
@@ -104,8 +104,22 @@ class Outbox:
         payload |= {"parent": parent, "resumed": resumed and not unheard_of, "what": what, "option": option}
         payload |= {"id": uuid.uuid4().hex, "at": now_ms()}
         payload |= {"store": self.store if shown(self.store) == self.store else ""}  # no password on the disk
-        self.put(BEGIN, payload)
         self._new_file = not resumed and _is_to_be_made(self.store, self.folder)
+        self.put(BEGIN, payload)
+        try:
+            if describe:
+                describe()
+        except BaseException:
+            self._withdraw()
+            raise
+
+    def send(self) -> None:
+        """Begin to send, and wait a moment for the store; for one that has yet to be made, not.
+
+        Raises:
+            InputError: there is no such store, it has no such run, or somebody else is working on it; then nothing
+                of what has been said since `begin` is kept.
+        """
         if self._new_file:  # MLflow is busy for seconds; the folder can be written to, for the journal is in it
             self.delivery.start()
         else:
@@ -183,6 +197,12 @@ class Outbox:
             reconcile(client)
         if self.begun:
             self.begun(client, run_id)
+
+    def _withdraw(self) -> None:
+        begun = self.journal.last(BEGIN)
+        if begun is not None:
+            self.journal.withdraw(begun)
+        self.journal.close()
 
     def _put_file(self, artifact: str, keep: Callable[[Path], Any]) -> None:
         self.put("file", {ARTIFACT: artifact}, lambda folder: keep(folder / posixpath.basename(artifact)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -69,12 +70,20 @@ class ParentRun:
             resumed=bool(self.key),
             what=self.kind,
             option="--tracking-uri",
+            describe=self._describe,
         )
+        try:
+            self.outbox.send()
+        except KeyboardInterrupt:
+            self.__exit__(*sys.exc_info())
+            raise
         if not self.key:
             self.key = self.outbox.key
             self.created(self.key)
-        self.outbox.params({allowed(key): value for key, value in flattened(self.params).items()})
         return self
+
+    def _describe(self) -> None:
+        self.outbox.params({allowed(key): value for key, value in flattened(self.params).items()})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -22,6 +22,7 @@ from pipeline.errors import DataError, InputError
 from pipeline.gate_rule import Rule
 from pipeline.heartbeat import reconcile
 from pipeline.indexing import planned
+from pipeline.journal import journals
 from pipeline.manifest import Finding, Manifest
 from pipeline.progress import Progress, silent
 from pipeline.retrain_models import FailedTrainingError, Models
@@ -31,6 +32,7 @@ from pipeline.retrain_registry import register_deployed, tell_verdict
 from pipeline.retrain_story import Say, Story
 from pipeline.retrain_verdict import changelog, screened
 from pipeline.store import open_store, reason, sqlite_store
+from pipeline.sync import sync
 from pipeline.told_child import Ended
 
 UNPACKED, DECISION, KEY, SEALED = "release", "gate.json", "overtile_release.key", "sealed"
@@ -196,8 +198,16 @@ class Steps:
             self.story.save()
 
     def _end_abandoned(self) -> None:
-        """Mark as KILLED what an earlier process left RUNNING: the lock says so. A server has runs of others too."""
-        if self.store == sqlite_store(self.plan.out) and (self.plan.out / "mlflow.db").is_file():
+        """Send what an earlier process could not, and mark as KILLED what it left RUNNING: the lock says so.
+
+        A server has runs of others too, and may be silent: that is for `overtile sync`.
+        """
+        if self.store != sqlite_store(self.plan.out):
+            return
+        for journal in journals(self.plan.out):
+            with suppress(InputError):  # its process still lives
+                sync(journal)
+        if (self.plan.out / "mlflow.db").is_file():
             with suppress(Exception):  # every command that opens the store does so too, later
                 reconcile(open_store(self.store), alone=True)
 

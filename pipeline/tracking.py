@@ -182,14 +182,24 @@ class TrackingHandler:
         machine = None if before else SystemMetrics(self._log)  # MLflow makes one thing at a time: before the store
         if self.parent:
             tags[FOLDER] = folder_digest(self.parent, str(self.output_dir))
-        outbox.begin(
-            self.experiment, name, tags=tags, environment=environment(), parent=self.parent, resumed=bool(before)
-        )
-        self.outbox = outbox
+        about: dict[str, Any] = {
+            "tags": tags,
+            "environment": environment(),
+            "parent": self.parent,
+            "resumed": bool(before),
+        }
+        if not before:
+            about["describe"] = functools.partial(self._describe, outbox)
+        outbox.begin(self.experiment, name, **about)
+        self.outbox = outbox  # from here on, whatever ends the training ends its run
+        try:
+            outbox.send()
+        except InputError:
+            self.outbox = None
+            raise
         if self.state is not None:
             self.state.run_id = outbox.key
         if machine is not None:
-            self._describe(outbox)
             self._measure(machine)
 
     def _describe(self, outbox: Outbox) -> None:

@@ -100,6 +100,7 @@ def tag(folder, key, name):
 def begun(folder, store=None, key="", resumed=False, **changes):
     box = Outbox(store or sqlite_store(folder), folder, key=key, **changes)
     box.begin("test", "a run", tags={}, environment={"device": "CPU"}, resumed=resumed)
+    box.send()
     return box
 
 
@@ -184,7 +185,7 @@ def test_killed_outright_without_a_server_and_resumed_with_one(server, tmp_path,
     code = (
         "import os, signal; from pathlib import Path; from pipeline.outbox import Outbox;"
         f"box = Outbox({nowhere()!r}, Path({str(tmp_path)!r}));"
-        "box.begin('test', 'a run', tags={}, environment={});"
+        "box.begin('test', 'a run', tags={}, environment={}); box.send();"
         "box.metrics({'loss': 0.5}, 1); box.metrics({'loss': 0.25}, 2); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT, capture_output=True, text=True)
@@ -300,6 +301,32 @@ def test_a_full_store_is_waited_for(folder, monkeypatch, quick):
     box = begun(folder)
     assert say(box) == 0
     assert (losses(folder, box.key), box.delivery.refused) == (ALL, 0)
+
+
+def test_a_store_hears_of_a_run_when_its_description_is_on_disk(folder, monkeypatch):
+    on_disk = []
+
+    def asked(store):
+        lines = (box.journal.folder / "journal.jsonl").read_text().splitlines()
+        on_disk.append([json.loads(line)["kind"] for line in lines])
+        return MlflowClient(store)
+
+    monkeypatch.setattr(delivery, "answering", asked)
+    box = Outbox(sqlite_store(folder), folder)
+    box.begin("test", "a run", tags={}, environment={}, describe=lambda: box.json({"lr": 0.1}, "config.json"))
+    box.send()
+    assert (say(box), on_disk) == (0, [["begin", "file"]])
+
+
+def test_a_run_that_is_stopped_while_it_is_described_was_never_there(folder):
+    def stopped():
+        box.json({"lr": 0.1}, "config.json")
+        raise KeyboardInterrupt
+
+    box = Outbox(sqlite_store(folder), folder)
+    with pytest.raises(KeyboardInterrupt):
+        box.begin("test", "a run", tags={}, environment={}, describe=stopped)
+    assert not (folder / "unsent").exists()
 
 
 def test_half_a_line_is_passed_over(folder, tmp_path):

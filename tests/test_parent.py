@@ -91,6 +91,7 @@ def test_a_store_that_is_down_stops_no_comparison(folder, monkeypatch):
         with parent(folder) as run:
             child = Outbox(run.store, folder / "a")
             child.begin("test", "a training", tags={}, environment={}, parent=run.key)
+            child.send()
             child.close()
             run.log({"difference": 0.5}, [])
     for journal in reversed(journals(folder)):  # the child first

@@ -19,6 +19,7 @@ from pipeline.errors import DataError, InputError, user_error
 from pipeline.gate_rule import Rule
 from pipeline.heartbeat import HEARTBEAT, PROCESS
 from pipeline.manifest import Case, Manifest, read
+from pipeline.outbox import Outbox
 from pipeline.phantom import write_em_patients
 from pipeline.release import release
 from pipeline.retrain import retrain
@@ -27,7 +28,7 @@ from pipeline.retrain_plan import Plan
 from pipeline.retrain_record import RetrainRecord
 from pipeline.retrain_steps import Hands
 from pipeline.retrain_story import Story, locked
-from pipeline.store import sqlite_store
+from pipeline.store import find_run, sqlite_store
 from pipeline.told_child import Ended, refuse
 from tests.conftest import ROOT, run_overtile
 from tests.test_training import kill_after
@@ -243,9 +244,15 @@ def test_where_no_epoch_was_better_the_deployed_model_stays(finished, plan):
 def test_what_a_killed_container_left_running_is_marked_at_once(plan):
     client = MlflowClient(sqlite_store(plan.out))
     run = client.create_run("0", tags={HEARTBEAT: str(time.time()), PROCESS: "a-container-that-is-gone:1:1"})
+    unsent = Outbox(sqlite_store(plan.out), plan.out / "training")
+    unsent.begin("test", "a", tags={}, environment={}, describe=lambda: unsent.json({"lr": 0.1}, "config.json"))
+    unsent.close()
     with pytest.raises(DataError, match="killed"):
         retrain(plan, hands(run=lambda *_: Ended(-9)))
     assert client.get_run(run.info.run_id).info.status == "KILLED"
+    told = find_run(client, unsent.key)
+    assert told.info.status == "KILLED"
+    assert [file.path for file in client.list_artifacts(told.info.run_id)] == ["config.json"]
 
 
 def test_one_image_under_two_patients_is_refused():
