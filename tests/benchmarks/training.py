@@ -58,7 +58,7 @@ def rows(scale: Scale) -> Iterator[Row]:
     flat = small | {"patch": 64} if quick else {"width": 32}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        images = Task("neuron_em_segmentation", home / "2d", 8, 1 if quick else 2, flat)
+        images = Task("neuron_em_segmentation", home / "2d", 8, 1 if quick else 4, flat)
         volumes = Task("hippocampus_mri_segmentation", home / "3d", 8 if quick else 16, 1 if quick else 2, small)
         for task, size in ((images, 96 if quick else 320), (volumes, 0)):
             task.write(size)
