@@ -62,7 +62,7 @@ def in_turns(calls: Mapping[str, Callable[[], object]], turns: int, warmup: int 
 
 def benchmarks() -> list[str]:
     """The modules beside this one that have rows."""
-    return sorted(path.stem for path in HERE.glob("*.py") if "\ndef rows(" in path.read_text("utf-8"))
+    return sorted(path.stem for path in HERE.glob("*.py") if "\ndef rows(scale: Scale)" in path.read_text("utf-8"))
 
 
 def run(names: Sequence[str], scale: Scale, out: Path, say: Callable[[str], object]) -> dict[str, Any]:
