@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from pipeline.dicom import read_image, read_series
 from pipeline.dicom_files import is_dicom
 from pipeline.digests import file_digest, joined
+from pipeline.duplicates import Sketch, planes, sketch
 from pipeline.errors import DataError, InputError
 from pipeline.leaks import by_section, declared_leaks, places
 from pipeline.loading import GridError, LoadCased, NotFiniteError
@@ -59,8 +61,10 @@ def audit(
     findings = [*declared_leaks(manifest), *_cases_to_use(manifest)]
     findings += _files(manifest, root)
     if thorough:
-        findings += _contents(manifest, root, _broken(findings), progress)
-        findings += lookalikes(manifest, root, _broken(findings), picture, progress)
+        found, sketches = _contents(manifest, root, _broken(findings), progress)
+        broken = _broken([*findings, *found])
+        known = {case: one for case, one in sketches.items() if case not in broken}
+        findings += [*found, *lookalikes(manifest, root, known, picture, progress)]
     return sorted(findings, key=lambda finding: (finding.severity, finding.rule, finding.case))
 
 
@@ -191,28 +195,33 @@ def _by(shape: Sequence[int]) -> str:
     return " x ".join(str(length) for length in shape)
 
 
-def _contents(manifest: Manifest, root: Path, broken: set[str], progress: Progress) -> list[Finding]:
-    """Changed files; then every case decoded, on all processors."""
+def _contents(
+    manifest: Manifest, root: Path, broken: set[str], progress: Progress
+) -> tuple[list[Finding], dict[str, Sketch | None]]:
+    """Changed files; then every case decoded once, on all processors: its findings, and a sketch of its image."""
     cases = [case for _, case in manifest.cases() if case.id not in broken]
     changed = changed_files(cases, root, progress)
     findings = list(changed)
     present: set[int] = set()
+    sketches: dict[str, Sketch | None] = {}
     alike: dict[tuple[int, int], list[Case]] = defaultdict(list)
     with ThreadPoolExecutor() as pool:
         results = pool.map(lambda case: _decoded(case, root, manifest.label_values, len(manifest.modality)), cases)
-        for case, (found, classes, twins) in zip(cases, progress(results, len(cases), "cases"), strict=True):
-            findings += found
-            present |= classes
-            for pair in twins:
+        for case, seen in zip(cases, progress(results, len(cases), "cases"), strict=True):
+            findings += seen.findings
+            present |= seen.classes
+            if seen.readable:
+                sketches[case.id] = seen.sketch
+            for pair in seen.twins:
                 alike[pair].append(case)
     findings += _equal_channels(manifest, alike, len(cases))
     if broken or any(finding.rule in (*BROKEN, "unusable label") for finding in findings):
-        return findings  # which classes there are, only whole labels tell
+        return findings, sketches  # which classes there are, only whole labels tell
     for index, name in manifest.labels.items():
         if cases and any(case.label for case in cases) and int(index) not in present:
             message = f"class {index} ({name}) is declared, no label has it"
             findings.append(Finding("error", "class without a case", "-", message))
-    return findings
+    return findings, sketches
 
 
 def _equal_channels(manifest: Manifest, alike: Mapping[tuple[int, int], list[Case]], total: int) -> Iterator[Finding]:
@@ -251,33 +260,40 @@ def _rule(error: Exception) -> str:
     return names.get(type(error), "unreadable file")
 
 
-def _decoded(
-    case: Case, root: Path, label_values: dict[str, int], channels: int
-) -> tuple[list[Finding], set[int], list[tuple[int, int]]]:
-    """Findings on one decoded case, the classes that its label has, and the pairs of channels that are equal."""
-    findings: list[Finding] = []
-    twins: list[tuple[int, int]] = []
+@dataclass
+class _Seen:
+    """A decoded case: its label's classes, the pairs of channels that are equal, a sketch of a readable image."""
+
+    findings: list[Finding] = field(default_factory=list)
+    classes: set[int] = field(default_factory=set)
+    twins: list[tuple[int, int]] = field(default_factory=list)
+    readable: bool = False
+    sketch: Sketch | None = None
+
+
+def _decoded(case: Case, root: Path, label_values: dict[str, int], channels: int) -> _Seen:
+    seen = _Seen()
 
     def add(severity: Any, rule: str, message: str) -> None:
-        findings.append(Finding(severity, rule, case.id, message))
+        seen.findings.append(Finding(severity, rule, case.id, message))
 
     item = as_item(case, root)
     try:
         item = LoadCased("image")(item)
         image = torch.as_tensor(item["image"]).numpy()
+        seen.readable, seen.sketch = True, sketch(planes(image))
         if image.shape[0] != channels:
             add("error", "different channels", f"{case.id}: {image.shape[0]} channels, the manifest names {channels}")
         if (image == image.flat[0]).all():
             add("warning", "constant image", f"{case.id}: every pixel is {image.flat[0]:g}")
         elif len(image) == channels:
-            twins = [(i, j) for i, j in combinations(range(len(image)), 2) if (image[i] == image[j]).all()]
+            seen.twins = [(i, j) for i, j in combinations(range(len(image)), 2) if (image[i] == image[j]).all()]
     except (InputError, DataError) as error:
         add("error", _rule(error), f"{case.id}: {error}")
-    classes: set[int] = set()
     try:
         if case.label:
             label = LoadCased("label", label_values)(item)["label"]
-            classes = set(np.unique(torch.as_tensor(label).numpy()).tolist())
+            seen.classes = set(np.unique(torch.as_tensor(label).numpy()).tolist())
     except (InputError, DataError) as error:
         add("error", "unusable label" if type(error) is DataError else _rule(error), f"{case.id}: {error}")
-    return findings, classes, twins
+    return seen

@@ -78,7 +78,7 @@ class Search(NamedTuple):
     blank: list[int]
 
 
-class _Sketch(NamedTuple):
+class Sketch(NamedTuple):
     """What is kept of an image: its descriptor, (D,), and its thumbnail."""
 
     descriptor: np.ndarray
@@ -119,7 +119,11 @@ def planes(volume: np.ndarray) -> np.ndarray:
 
 
 def near_duplicates(
-    images: Sequence[Reader], *, groups: Sequence[Hashable] | None = None, progress: Progress = silent
+    images: Sequence[Reader],
+    *,
+    sketches: Sequence[Sketch | None] | None = None,
+    groups: Sequence[Hashable] | None = None,
+    progress: Progress = silent,
 ) -> Search:
     """Find images that are copies of each other: saved anew, brightened, moved, mirrored, turned upside down, resized.
 
@@ -130,22 +134,22 @@ def near_duplicates(
     Negatives, turns by 90 degrees, crops of less than half and images of other proportions are not found.
 
     Args:
-        images: each is read once for its thumbnail, and again for every pair that passed as thumbnails.
+        images: each is read once for its sketch, and again for every pair that passed as thumbnails.
+        sketches: of the images, by `sketch`, where they are known already.
         groups: of each image, say its patient; pairs inside a group are not looked at.
         progress: told about images and pairs.
     """
-    sketches: dict[int, _Sketch] = {}
     with ThreadPoolExecutor() as pool:
-        found = pool.map(lambda reader: _sketch(reader()), images)
-        for number, sketch in enumerate(progress(found, len(images), "thumbnails")):
-            if sketch is not None:
-                sketches[number] = sketch
+        if sketches is None:
+            found = pool.map(lambda reader: sketch(reader()), images)
+            sketches = list(progress(found, len(images), "thumbnails"))
+        seen = {number: one for number, one in enumerate(sketches) if one is not None}
         kinds = np.unique([str(group) for group in groups], return_inverse=True)[1] if groups else None
-        tried = _candidates(sketches, np.arange(len(images)) if kinds is None else kinds)
-        likely = _likely(sketches, tried, pool, progress)
+        tried = _candidates(seen, np.arange(len(images)) if kinds is None else kinds)
+        likely = _likely(seen, tried, pool, progress)
         confirmed = pool.map(lambda pair: _confirmed(images, pair), likely)
         pairs = [pair for pair in progress(confirmed, len(likely), "pairs compared") if pair is not None]
-    blank = [number for number in range(len(images)) if number not in sketches]
+    blank = [number for number in range(len(images)) if number not in seen]
     return Search(sorted(pairs, key=lambda pair: -pair.registration.correlation), len(tried), blank)
 
 
@@ -210,17 +214,17 @@ def _equal(digests: Sequence[str | None]) -> list[tuple[int, int]]:
     ]
 
 
-def _sketch(image: np.ndarray) -> _Sketch | None:
-    """None for an image that is constant or not finite: it correlates with nothing."""
+def sketch(image: np.ndarray) -> Sketch | None:
+    """What is kept of an image, (H, W); None of one that is constant or not finite: it correlates with nothing."""
     if not comparable(image):
         return None
     small = thumbnail(image)
     if not comparable(small):
         return None
-    return _Sketch(descriptor(small), small)
+    return Sketch(descriptor(small), small)
 
 
-def _candidates(sketches: dict[int, _Sketch], groups: np.ndarray) -> np.ndarray:
+def _candidates(sketches: dict[int, Sketch], groups: np.ndarray) -> np.ndarray:
     """(M, 2): pairs of other groups that may be copies, of thumbnails of one shape, the smaller number first."""
     shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for number in sorted(sketches):
@@ -239,7 +243,7 @@ def _candidates(sketches: dict[int, _Sketch], groups: np.ndarray) -> np.ndarray:
 
 
 def _likely(
-    sketches: dict[int, _Sketch], pairs: np.ndarray, pool: ThreadPoolExecutor, progress: Progress
+    sketches: dict[int, Sketch], pairs: np.ndarray, pool: ThreadPoolExecutor, progress: Progress
 ) -> list[_Likely]:
     """The candidates whose thumbnails correlate."""
 

@@ -27,7 +27,7 @@ from pipeline.errors import DataError, InputError
 from pipeline.labels import to_class_indices
 from pipeline.pictures import is_image, read_page
 from pipeline.scratch import scratch
-from pipeline.volumes import is_volume, read_volume
+from pipeline.volumes import AT_ONCE, is_volume, read_volume
 
 
 class NotFiniteError(DataError):
@@ -210,13 +210,19 @@ def _instances(path: Path, page: int | None) -> MetaTensor:
 
 
 def _meta_tensor(array: np.ndarray, path: Path, affine: NDArray[np.floating]) -> MetaTensor:
-    """Checked part by part: a volume may not fit into memory twice."""
-    bad = sum(int(np.count_nonzero(~np.isfinite(part))) for channel in array for part in channel)
-    if bad:
+    if bad := _not_finite(array):
         raise NotFiniteError(f"{path}: {bad} pixels are NaN or infinite")
     meta = {"filename_or_obj": str(path), "spatial_shape": array.shape[1:], "original_channel_dim": 0}
     contiguous = array if array.flags.c_contiguous else np.ascontiguousarray(array)
     return MetaTensor(torch.as_tensor(contiguous), affine=torch.as_tensor(np.array(affine, dtype=float)), meta=meta)
+
+
+def _not_finite(array: np.ndarray) -> int:
+    """The number of values that are NaN or infinite. A large array may not fit into memory twice."""
+    if array.dtype.kind in "biu":
+        return 0
+    parts = [array] if array.size <= AT_ONCE else (part for channel in array for part in channel)
+    return sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)
 
 
 def _place(path: Path, page: int | None) -> str:

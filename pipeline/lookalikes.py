@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline import overlay
 from pipeline.atomic import atomic
-from pipeline.duplicates import Pair, near_duplicates, readers, same_size
+from pipeline.duplicates import Pair, Sketch, near_duplicates, readers, same_size
 from pipeline.leaks import by_section, places
 from pipeline.manifest import Case, Finding, Manifest, unit_name
 from pipeline.progress import Progress, silent
@@ -34,7 +34,11 @@ FLIPPED = {(1, 1): "", (-1, 1): "upside down", (1, -1): "mirrored", (-1, -1): "t
 
 
 def lookalikes(
-    manifest: Manifest, root: Path, unusable: set[str], picture: Path | None, progress: Progress = silent
+    manifest: Manifest,
+    root: Path,
+    sketches: Mapping[str, Sketch | None],
+    picture: Path | None,
+    progress: Progress = silent,
 ) -> list[Finding]:
     """Near-duplicates of two patients: leaks where they are in two partitions or folds, else one patient twice.
 
@@ -43,17 +47,18 @@ def lookalikes(
     Args:
         manifest: of the cases.
         root: folder that its paths are relative to.
-        unusable: ids of cases that are left out, since their images cannot be read.
+        sketches: id -> sketch of every case whose images can be read; the others are left out.
         picture: PNG to write the pairs to, under their case ids; it stays at the site. None writes none.
         progress: told about images and pairs.
     """
     home = {case.id: name for name, case in manifest.assigned()}
-    cases = [case for _, case in manifest.cases() if case.id not in unusable]
+    cases = [case for _, case in manifest.cases() if case.id in sketches]
     if by_section(manifest):  # sections between two partitions are in none, and are not used
         cases = [case for case in cases if case.id in home]
     images = readers(cases, root)
     groups = [(case.patient, home[case.id] if by_section(manifest) else "") for case in cases]
-    search = near_duplicates(images, groups=groups, progress=progress)
+    known = [sketches[case.id] for case in cases]
+    search = near_duplicates(images, sketches=known, groups=groups, progress=progress)
     pairs = [pair for pair in search.pairs if not _told(home, cases[pair.first], cases[pair.second])]
     findings = [_finding(manifest, home, cases[pair.first], cases[pair.second], pair) for pair in pairs]
     if search.blank:

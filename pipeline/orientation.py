@@ -6,6 +6,7 @@ to the front (anterior), Z to the head (superior). Nothing here resamples: axes 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -106,9 +107,19 @@ def _ras_grid(grid: Grid) -> tuple[tuple[int, ...], NDArray[np.float64]]:
 
 def _axes(affine: NDArray[np.floating]) -> NDArray[np.float64]:
     """(3, 2): to which axis of the patient each of the array goes, and whether along or against it."""
-    turn: NDArray[np.float64] = nib.orientations.io_orientation(affine)
+    turn = _axes_of(np.asarray(affine, dtype=float)[:3, :3].tobytes())
     if np.isnan(turn).any():
         raise ValueError(f"the affine {shown(affine)} is singular: its axes do not span a volume")
+    return turn
+
+
+@lru_cache(maxsize=256)
+def _axes_of(turned: bytes) -> NDArray[np.float64]:
+    """`_axes` of a (3, 3) float64 matrix: most volumes of a dataset lie alike, and nibabel takes its time."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.frombuffer(turned).reshape(3, 3)
+    turn: NDArray[np.float64] = nib.orientations.io_orientation(affine)
+    turn.setflags(write=False)
     return turn
 
 

@@ -31,6 +31,9 @@ TO_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
 SPACE = re.compile(rb"^space(?: directions)?:", re.MULTILINE)
 """How a line of an NRRD header begins that says how the volume lies."""
 
+AT_ONCE = 2**24
+"""Values up to which a volume is read or looked at in one go, 0.1 GB in float64; a larger one slice by slice."""
+
 SCANNER = 1
 """NIfTI's code for "mm in the scanner", of what is written."""
 
@@ -80,7 +83,8 @@ def read_volume(path: Path) -> tuple[np.ndarray, NDArray[np.float64]]:
         if not _is_nifti(path):
             return _itk_voxels(path), _itk_geometry(path).affine
         image = _nifti(path)
-        return _nifti_voxels(image), _nifti_geometry(image, path).affine
+        affine = _nifti_geometry(image, path).affine
+        return _nifti_voxels(image), affine
 
 
 def write_volume(array: np.ndarray, affine: NDArray[np.floating], path: Path) -> None:
@@ -132,6 +136,9 @@ def _nifti_voxels(image: Any) -> np.ndarray:
     first = np.asanyarray(image.dataobj[..., 0, 0] if len(image.shape) > 3 else image.dataobj[..., 0])
     kind = np.dtype(np.float32) if first.dtype == np.float64 else first.dtype.newbyteorder("=")
     channels = shape[3] if len(shape) == 4 else 1
+    if np.prod(shape) <= AT_ONCE:
+        whole = np.asanyarray(image.dataobj).reshape(*shape[:3], channels)
+        return np.array(np.moveaxis(whole, 3, 0) if channels > 1 else whole[..., 0], kind, order="C")
     out = scratch((channels, *shape[:3]), kind)
     for c in range(channels):
         for z in range(shape[2]):

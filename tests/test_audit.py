@@ -7,10 +7,12 @@ import tifffile
 from PIL import Image
 from scipy import ndimage
 
+from pipeline import duplicates, loading
 from pipeline import manifest as manifests
 from pipeline.audit import audit, checked_cases
 from pipeline.errors import DataError, InputError
 from pipeline.index import index
+from pipeline.pictures import read_page
 from pipeline.recipe import Recipe
 from tests.conftest import ROOT, edited, real
 
@@ -40,6 +42,15 @@ def set_page(stack, page, value):
 
 def test_a_clean_dataset_has_no_findings(site):
     assert rules(site) == set()
+
+
+def test_a_file_is_decoded_once(site, monkeypatch):
+    read = []
+    for module in (loading, duplicates):
+        monkeypatch.setattr(module, "read_page", lambda *page: read.append(page) or read_page(*page))
+    cases = list(manifests.read(site / "manifest.json").cases())
+    assert rules(site) == set()
+    assert len(read) == len(set(read)) == 2 * len(cases)
 
 
 @pytest.mark.parametrize(

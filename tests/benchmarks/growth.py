@@ -225,7 +225,7 @@ def _sketches(count: int) -> dict[int, Any]:
     for number in range(count):
         first, second = random.choice(PICTURES, 2, replace=False)
         image = pictures[first] + np.float32(random.uniform(0.1, 1)) * pictures[second]
-        sketches[number] = duplicates._Sketch(candidates.descriptor(image), image if count <= REGISTERED else shape)
+        sketches[number] = duplicates.Sketch(candidates.descriptor(image), image if count <= REGISTERED else shape)
     return sketches
 
 
