@@ -293,25 +293,29 @@ def _dice(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def loss_curves(task: Task, folder: Path, steps: int) -> dict[str, list[float]]:
-    """The loss of every step on the same batches from the same weights, in float32, by each way to train.
+    """The loss of every step on the same batches from the same weights, in float64, by each way to train.
 
-    Ours is the bundle's trainer with every handler, as a training of float32 has it; the batches are cases without
-    augmentation.
+    Ours is the bundle's trainer with every handler, ended before it validates; the batches are cases without
+    augmentation. Of float32 no more than the first step could be compared: Adam divides a gradient by its own size, so
+    one that is rounding alone, as a bias before a batch norm has it, moves its weight as far as any other.
     """
-    parser = parsed(task, epochs=1, output_dir=str(folder), amp=False, workers=0)
+    parser = parsed(task, epochs=2, val_interval=2, output_dir=str(folder), amp=False, workers=0)
     trainer, network = built(task, parser, "train#trainer", "network")
+    network.double()
+    trainer.inferer = SimpleInferer()  # ours hands float32 to the loss
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=steps), lambda engine: engine.terminate())
     batches = list(_batches(task, steps))
     first = {key: value.clone() for key, value in network.state_dict().items()}
     trainer.data_loader, trainer.state.epoch_length = batches, len(batches)
     curves = {"ours": _recorded(trainer)}
     settings = {"lr": task.settings["learning_rate"], "weight_decay": task.settings["weight_decay"]}
 
-    stock = new_network(task)
+    stock = new_network(task).double()
     stock.load_state_dict(first)
     optimizer = torch.optim.AdamW(stock.parameters(), **settings)
     curves["MONAI"] = _recorded(SupervisedTrainer(torch.device(DEVICE), 1, batches, stock, optimizer, dice_ce(task)))
 
-    plain = new_network(task)
+    plain = new_network(task).double()
     plain.load_state_dict(first)
     optimizer, loss = torch.optim.AdamW(plain.parameters(), **settings), dice_ce(task)
     curves["plain loop"] = []
@@ -338,7 +342,7 @@ def _batches(task: Task, steps: int) -> Iterator[dict[str, Any]]:
     corner = (slice(None), *(slice(min(side, CORNER)) for side in task.patch))
     for step in range(steps):
         chosen = [cases[number % len(cases)] for number in range(step * size, (step + 1) * size)]
-        image, label = (torch.stack([case[part][corner] for case in chosen]) for part in (0, 1))
+        image, label = (torch.stack([case[part][corner].double() for case in chosen]) for part in (0, 1))
         yield {"image": image, "label": label, "id": [f"case {step}"] * len(chosen)}
 
 
