@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -138,17 +139,16 @@ def _epochs(task: Task, names: Sequence[str], turns: int) -> dict[str, list[floa
         running[name] = process, here
     started = {name: _heard(connection) for name, (_, connection) in running.items()}
     taken: dict[str, Any] = {name: [] if started[name] == READY else f"failed: {started[name]}" for name in names}
-    for turn in range(turns + 1):
-        for name, (_, connection) in running.items():
-            if isinstance(taken[name], str):
-                continue
-            with contextlib.suppress(OSError):
-                connection.send("go")
-            found = _heard(connection)
-            if isinstance(found, str):
-                taken[name] = f"failed: {found}"
-            elif turn:
-                taken[name].append(found)
+    with _standing_still([process.pid for process, _ in running.values()]):
+        for turn in range(turns + 1):
+            for name, (process, connection) in running.items():
+                if isinstance(taken[name], str):
+                    continue
+                found = _turn(process.pid, connection)
+                if isinstance(found, str):
+                    taken[name] = f"failed: {found}"
+                elif turn:
+                    taken[name].append(found)
     for process, connection in running.values():
         connection.close()
         process.join()
@@ -156,6 +156,36 @@ def _epochs(task: Task, names: Sequence[str], turns: int) -> dict[str, list[floa
         if isinstance(taken[name], str):
             raise RuntimeError(f"{name}: {taken[name]}")
     return taken
+
+
+@contextlib.contextmanager
+def _standing_still(contenders: Sequence[int]) -> Iterator[None]:
+    """Stop all contenders and their loaders, which would fill their queues in the turns of others."""
+    for pid in contenders:
+        _tell(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in contenders:
+            _tell(pid, signal.SIGCONT)
+
+
+def _turn(pid: int, connection: Connection) -> Any:
+    """Let one contender run for an epoch: its seconds, or a sentence on why it failed."""
+    _tell(pid, signal.SIGCONT)
+    with contextlib.suppress(OSError):
+        connection.send("go")
+    found = _heard(connection)
+    _tell(pid, signal.SIGSTOP)
+    return found
+
+
+def _tell(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        whole = psutil.Process(pid)
+        for process in [whole, *whole.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
 
 def _heard(connection: Connection) -> Any:
