@@ -88,16 +88,18 @@ def test_two_processes_are_one_run(whole):
 
 
 def test_two_processes_have_the_losses_of_one(phantom_manifest, tmp_path):
-    # By plain gradient descent: AdamW's steps do not shrink with a gradient that is rounding alone.
-    changes = {"optimizer#_target_": "torch.optim.SGD", "epochs": 3, "learning_rate": 0.03}
+    # By small steps of plain gradient descent: AdamW's do not shrink with a gradient that is rounding alone. What is
+    # allowed is some four times what one process with one thread differs from one process with two.
+    changes = {"optimizer#_target_": "torch.optim.SGD", "epochs": 3, "learning_rate": 0.003}
     code, output = ended(training(phantom_manifest, tmp_path / "two", **changes))
     assert code == 0, output
     settings = RUN | {"manifest": str(phantom_manifest), "output_dir": str(tmp_path / "one")} | changes
     bundle.run(bundle.find(EM), "training", settings)
     one, two = (state(tmp_path / name)["history"] for name in ("one", "two"))
     assert one.keys() == two.keys()
-    for name in ("loss", "loss_dice", "loss_ce", "gradient_norm", "val_mean_dice"):
-        torch.testing.assert_close(torch.tensor(two[name]), torch.tensor(one[name]), rtol=1e-5, atol=1e-5)
+    for names, allowed in ((("loss", "loss_dice", "loss_ce"), 1e-5), (("gradient_norm", "val_mean_dice"), 5e-4)):
+        for name in names:
+            torch.testing.assert_close(torch.tensor(two[name]), torch.tensor(one[name]), rtol=0, atol=allowed)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

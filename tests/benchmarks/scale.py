@@ -34,7 +34,8 @@ NEAR_LINEAR = 1.8
 
 LOSS_TOLERANCE = 1e-3
 """Between the losses of an epoch: sums in another order. The steps are plain gradient descent's: AdamW's do not shrink
-with a gradient that is rounding alone, so its trainings are soon further apart, whoever computes them."""
+with a gradient that is rounding alone, so its trainings are soon further apart, whoever computes them. In small steps
+the losses of two processes differ as those of one thread and two do (tests/test_torchrun.py); these steps are large."""
 
 ONE, TWO, THREADS = "1 process, 1 thread", "2 processes, 1 thread each", "1 process, 2 threads"
 PROCESSES = {ONE: (1, 1), TWO: (2, 1), THREADS: (1, 2)}
