@@ -74,7 +74,7 @@ class ParentRun:
         )
         try:
             self.outbox.send()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             self.__exit__(*sys.exc_info())
             raise
         if not self.key:

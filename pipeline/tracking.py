@@ -182,15 +182,9 @@ class TrackingHandler:
         machine = None if before else SystemMetrics(self._log)  # MLflow makes one thing at a time: before the store
         if self.parent:
             tags[FOLDER] = folder_digest(self.parent, str(self.output_dir))
-        about: dict[str, Any] = {
-            "tags": tags,
-            "environment": environment(),
-            "parent": self.parent,
-            "resumed": bool(before),
-        }
-        if not before:
-            about["describe"] = functools.partial(self._describe, outbox)
-        outbox.begin(self.experiment, name, **about)
+        about: dict[str, Any] = {"tags": tags, "environment": environment(), "parent": self.parent}
+        describe = None if before else functools.partial(self._describe, outbox)
+        outbox.begin(self.experiment, name, **about, resumed=bool(before), describe=describe)
         self.outbox = outbox  # from here on, whatever ends the training ends its run
         try:
             outbox.send()

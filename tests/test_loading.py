@@ -151,8 +151,27 @@ def test_a_channel_on_another_grid_is_resampled_only_where_that_is_declared(tmp_
 def test_a_large_volume_is_loaded_through_a_file(tmp_path, monkeypatch):
     image, _, affine = phantom()
     monkeypatch.setattr("pipeline.scratch.LARGE", 100)
+    for module in ("volumes", "loading"):
+        monkeypatch.setattr(f"pipeline.{module}.AT_ONCE", 0)
     loaded = LoadCased("image")({"image": save(image, affine, tmp_path / "i.nii.gz", "PIR")})["image"]
     np.testing.assert_array_equal(loaded[0], image)
+    holed = np.where(image == 7, np.nan, image).astype(np.float32)
+    with pytest.raises(DataError, match="1 pixels are NaN or infinite"):
+        LoadCased("image")({"image": save(holed, affine, tmp_path / "n.nii.gz")})
+
+
+def test_a_volume_read_slice_by_slice_is_the_one_read_in_one_go(tmp_path, monkeypatch):
+    image, _, affine = phantom()
+    scaled = nib.Nifti1Image(image, affine)
+    scaled.header.set_slope_inter(0.5, 3)
+    nib.save(scaled, tmp_path / "scaled.nii.gz")
+    volumes.write_volume(np.stack([image, image + 1000]), affine, tmp_path / "both.nii.gz")
+    whole = [volumes.read_volume(tmp_path / name)[0] for name in ("scaled.nii.gz", "both.nii.gz")]
+    monkeypatch.setattr("pipeline.volumes.AT_ONCE", 0)
+    slices = [volumes.read_volume(tmp_path / name)[0] for name in ("scaled.nii.gz", "both.nii.gz")]
+    for one, other in zip(whole, slices, strict=True):
+        np.testing.assert_array_equal(one, other, strict=True)
+    assert (whole[0].dtype, whole[0].shape, whole[1].shape) == (np.float32, (4, 5, 6), (2, 4, 5, 6))
 
 
 def test_a_volume_that_does_not_say_how_it_lies_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from pipeline.outbox import Outbox
 from pipeline.parent import ParentRun
 from pipeline.store import PARENT, NoAnswerError, sqlite_store
 from pipeline.sync import sync
+from tests.test_tracking import stopped_after
 
 
 @pytest.fixture
@@ -49,6 +50,13 @@ def test_it_runs_ends_and_goes_on_under_one_id(folder):
     assert dict(rows(folder, "select key, value from params")) == {
         "seeds": "[0, 1]", "variants.a": "x", "variants.b": "y",
     }  # fmt: skip
+
+
+def test_ctrl_c_while_it_waits_for_the_store_says_killed(folder, monkeypatch):
+    monkeypatch.setattr(Outbox, "send", stopped_after(Outbox.send))
+    with pytest.raises(KeyboardInterrupt):
+        parent(folder).__enter__()
+    assert rows(folder, "select status from runs") == [("KILLED",)]
 
 
 def test_a_failure_is_told_until_it_goes_on(folder):

@@ -20,6 +20,7 @@ from pipeline import outbox
 from pipeline.errors import DataError, InputError
 from pipeline.failures import without_paths
 from pipeline.manifest import Case
+from pipeline.outbox import Outbox
 from pipeline.store import sqlite_store
 from pipeline.tracking import TrackingHandler
 from tests.conftest import ROOT
@@ -105,6 +106,24 @@ def test_a_signal_says_killed(phantom_manifest, tmp_path, how):
         signal.signal(signal.SIGINT, ctrl_c)
     assert rows(tmp_path, "select status from runs") == [("KILLED",)]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_ctrl_c_while_it_waits_for_the_store_says_killed(phantom_manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(Outbox, "send", stopped_after(Outbox.send))
+    with pytest.raises(KeyboardInterrupt):
+        trainer(phantom_manifest, tmp_path).run()
+    assert rows(tmp_path, "select status from runs") == [("KILLED",)]
+    assert ("lr", "0.1") in rows(tmp_path, "select key, value from params")
+
+
+def stopped_after(method):
+    """The same method, and then Ctrl-C."""
+
+    def stopped(*arguments):
+        method(*arguments)
+        raise KeyboardInterrupt
+
+    return stopped
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -5,7 +5,7 @@ HOURS=0.01       # of training, 36 s
 PATIENTS=40      # half of them are sealed: the 20 that the usual rule asks for
 WORDS=(retrain --bundle /release/release.zip --key /release/publisher.pub --data /data --out /out)
 
-cut_off() {  # SIGNAL CODE COMMAND...: the retraining of COMMAND gets the signal once another epoch is done
+cut_off() {  # SIGNAL CODE COMMAND...: the retraining of COMMAND gets the signal once it has written its state again
     local signal=$1 expected=$2 code=0 process
     shift 2
     touch "$NOW/mark"
